@@ -1,0 +1,3 @@
+//! What gateway and worker have in common: the GGUF reader, the tokenizer, the protocol between the two
+//! processes, configuration, errors and logging. Imports nothing else of the workspace.
+
