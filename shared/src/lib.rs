@@ -1,3 +1,8 @@
 //! What gateway and worker have in common: the GGUF reader, the tokenizer, the protocol between the two
 //! processes, configuration, errors and logging. Imports nothing else of the workspace.
 
+pub mod error;
+pub mod ids;
+pub mod ipc;
+pub mod sampling;
+pub mod telemetry;
