@@ -2,6 +2,7 @@
 //! processes, configuration, errors and logging. Imports nothing else of the workspace.
 
 pub mod error;
+pub mod gguf;
 pub mod ids;
 pub mod ipc;
 pub mod sampling;
