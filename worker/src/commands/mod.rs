@@ -1,0 +1,270 @@
+//! The worker's command line, one file per command. `serve` is what a gateway starts; the others are what
+//! `rocmforge logits|bench|inspect --tensor` run, since only the worker can compute.
+
+pub mod bench;
+pub mod logits;
+mod npy;
+pub mod serve;
+pub mod tensor;
+
+use crate::backend::{BackendError, CpuBackend, KvType, ReferenceBackend};
+use crate::batch::{Batch, Forward};
+use crate::model::{CacheBudget, Model, ModelError, Opened};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kernels::KernelError;
+use kernels::cpu::{Cpu, Isa};
+use shared::error::ExitCode;
+use std::path::PathBuf;
+
+/// Environment variable that forces an instruction set.
+pub const ISA_VARIABLE: &str = "ROCMFORGE_CPU_ISA";
+/// Context used when neither flag nor file asks for less: bounds the cache of models trained for 128k tokens.
+const CONTEXT_TOKENS_DEFAULT_MAX: u32 = 8192;
+/// Sequences of full context the cache holds by default.
+const CACHED_CONTEXTS_DEFAULT: u64 = 4;
+/// Share of the available memory the default cache may take, as a divisor.
+const CACHE_MEMORY_DIVISOR: u64 = 4;
+
+/// `rocmforge-worker`: computes for one gateway on one device.
+#[derive(Debug, Parser)]
+#[command(name = "rocmforge-worker", version, about, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a gateway over a Unix socket.
+    Serve(serve::ServeArgs),
+    /// Write the logits of a token sequence as .npy.
+    Logits(logits::LogitsArgs),
+    /// Time prefill and decode.
+    Bench(bench::BenchArgs),
+    /// Write one tensor, dequantized to f32, as .npy.
+    Tensor(tensor::TensorArgs),
+}
+
+/// Which backend computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// A GPU where there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An AMD GPU.
+    Hip,
+    /// Plain arithmetic on dequantized weights: slow, for comparisons.
+    #[value(hide = true)]
+    Reference,
+}
+
+/// What to compute on, common to all commands that compute.
+#[derive(Debug, Clone, Args)]
+pub struct DeviceArgs {
+    /// Backend to compute on.
+    #[arg(long, value_enum, default_value = "auto", env = "ROCMFORGE_DEVICE")]
+    pub device: Device,
+    /// Compute threads; default: one per physical core.
+    #[arg(long, env = "ROCMFORGE_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Element type of the KV cache.
+    #[arg(long, value_enum, default_value = "f16", env = "ROCMFORGE_KV_TYPE")]
+    pub kv_type: KvTypeArg,
+    /// Memory for the KV cache in MiB; default: four full contexts, at most a quarter of the free memory.
+    #[arg(long, env = "ROCMFORGE_KV_CACHE_MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    pub kv_cache_mib: Option<u32>,
+}
+
+/// Element type of the KV cache as the command line spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvTypeArg {
+    /// 4 bytes.
+    F32,
+    /// 2 bytes.
+    F16,
+}
+
+impl From<KvTypeArg> for KvType {
+    fn from(arg: KvTypeArg) -> Self {
+        match arg {
+            KvTypeArg::F32 => Self::F32,
+            KvTypeArg::F16 => Self::F16,
+        }
+    }
+}
+
+/// Why a command failed; decides the exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The model file.
+    #[error("{path}: {source}", path = path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ModelError,
+    },
+    /// A flag or variable.
+    #[error("{0}")]
+    Configuration(String),
+    /// Something failed while running.
+    #[error("{0}")]
+    Runtime(String),
+}
+
+impl CommandError {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Model { source: ModelError::Backend(BackendError::Kernel { .. }), .. } => ExitCode::Runtime,
+            Self::Model { .. } => ExitCode::ModelFile,
+            Self::Configuration(_) => ExitCode::Configuration,
+            Self::Runtime(_) => ExitCode::Runtime,
+        }
+    }
+
+    fn model(path: &std::path::Path) -> impl Fn(ModelError) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Model { path: path.clone(), source }
+    }
+}
+
+/// A model on whichever backend was chosen.
+pub type AnyModel = Box<dyn Forward<Error = ModelError> + Send>;
+
+/// A backend ready to be given a model.
+pub enum AnyBackend {
+    /// The CPU.
+    Cpu(CpuBackend),
+    /// The oracle.
+    Reference(ReferenceBackend),
+}
+
+impl DeviceArgs {
+    /// Threads to compute with.
+    pub fn thread_count(&self) -> usize {
+        self.threads.map_or_else(physical_cores, usize::from)
+    }
+
+    /// The instruction set: the one `ROCMFORGE_CPU_ISA` names, or the best this processor has.
+    pub fn isa(&self) -> Result<Isa, CommandError> {
+        match std::env::var(ISA_VARIABLE) {
+            Ok(name) if !name.is_empty() => Isa::parse(&name)
+                .map_err(|error| CommandError::Configuration(format!("{ISA_VARIABLE}: {error}"))),
+            _ => Ok(Isa::detect()),
+        }
+    }
+
+    /// Makes the backend.
+    pub fn backend(&self) -> Result<AnyBackend, CommandError> {
+        match self.device {
+            Device::Auto | Device::Cpu => {
+                let cpu = Cpu::new(self.isa()?, self.thread_count())
+                    .map_err(|error: KernelError| CommandError::Configuration(error.to_string()))?;
+                Ok(AnyBackend::Cpu(CpuBackend::new(cpu)))
+            }
+            Device::Reference => Ok(AnyBackend::Reference(ReferenceBackend)),
+            Device::Hip => Err(CommandError::Configuration(
+                "--device hip: this build has no HIP backend yet; use --device cpu or auto".to_owned(),
+            )),
+        }
+    }
+
+    /// Size of the KV cache for sequences of `context_tokens`.
+    pub fn cache_budget(&self, opened: &Opened, context_tokens: u32) -> CacheBudget {
+        let kv_type = self.kv_type.into();
+        let bytes = self.kv_cache_mib.map_or_else(
+            || {
+                let block_bytes = opened.spec().cache_shape(1, kv_type).block_bytes() as u64;
+                let wanted = opened.kv_blocks(CacheBudget { kv_type, bytes: 0 }, context_tokens) as u64
+                    * block_bytes
+                    * CACHED_CONTEXTS_DEFAULT;
+                wanted.min(available_memory_bytes() / CACHE_MEMORY_DIVISOR)
+            },
+            |mib| u64::from(mib) << 20,
+        );
+        CacheBudget { kv_type, bytes }
+    }
+}
+
+/// Context to serve: what was asked for, else what the model was trained for up to a bound.
+pub fn context_tokens(asked: Option<u32>, opened: &Opened) -> u32 {
+    asked.unwrap_or_else(|| opened.spec().context_train.min(CONTEXT_TOKENS_DEFAULT_MAX))
+}
+
+impl AnyBackend {
+    /// Loads `opened` with a cache of `kv_blocks` blocks.
+    pub fn load(
+        self,
+        opened: &Opened,
+        kv_blocks: usize,
+        kv_type: KvType,
+        progress: &mut dyn FnMut(crate::model::LoadProgress),
+    ) -> Result<(AnyModel, u64), ModelError> {
+        match self {
+            Self::Cpu(backend) => boxed(opened.load(backend, kv_blocks, kv_type, progress)?),
+            Self::Reference(backend) => boxed(opened.load(backend, kv_blocks, kv_type, progress)?),
+        }
+    }
+}
+
+fn boxed<B>(model: Model<B>) -> Result<(AnyModel, u64), ModelError>
+where
+    B: crate::backend::Backend + Send + 'static,
+    Model<B>: Send,
+{
+    let weight_bytes = model.weight_bytes();
+    Ok((Box::new(model), weight_bytes))
+}
+
+impl<E> Forward for Box<dyn Forward<Error = E> + Send>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    type Error = E;
+
+    fn forward(&mut self, batch: &Batch) -> Result<&[f32], E> {
+        (**self).forward(batch)
+    }
+
+    fn vocab_size(&self) -> usize {
+        (**self).vocab_size()
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32) -> Result<(), E> {
+        (**self).copy_block(from, to)
+    }
+}
+
+/// Physical cores this process may run on: hyper-threads of a core count once.
+pub fn physical_cores() -> usize {
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut cores = std::collections::BTreeSet::new();
+    for cpu in 0.. {
+        let topology = format!("/sys/devices/system/cpu/cpu{cpu}/topology");
+        let read = |name: &str| std::fs::read_to_string(format!("{topology}/{name}")).ok();
+        let (Some(package), Some(core)) = (read("physical_package_id"), read("core_id")) else { break };
+        cores.insert((package, core));
+    }
+    if cores.is_empty() { allowed } else { cores.len().min(allowed) }
+}
+
+/// Memory that can be taken without swapping, `MemAvailable` of /proc/meminfo; 0 where it cannot be read.
+pub fn available_memory_bytes() -> u64 {
+    meminfo_bytes("MemAvailable:")
+}
+
+/// The host's memory, `MemTotal` of /proc/meminfo; 0 where it cannot be read.
+pub fn total_memory_bytes() -> u64 {
+    meminfo_bytes("MemTotal:")
+}
+
+fn meminfo_bytes(field: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    let kib: Option<u64> = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.unwrap_or(0) * 1024
+}

@@ -1,0 +1,115 @@
+//! The model families against golden logits made with llama.cpp (tests/golden/models, see its README).
+//!
+//! Each model is run on the reference backend and on the CPU backend with every instruction set this processor
+//! has, and compared within the tolerances that the data's README states; none of them is ours.
+
+mod golden;
+
+use golden::{Golden, Logits, Runner, Tolerance};
+use worker::backend::KvType;
+
+/// f32 arithmetic on weights exactly as stored.
+const EXACT: Tolerance = Tolerance { max_abs: 1e-3, max_kl: 1e-7, top1_share: 1.0 };
+/// The same with keys and values in half precision.
+const F16_KV: Tolerance = Tolerance { max_abs: 0.15, max_kl: 5e-4, top1_share: 0.98 };
+
+fn check_float(model: &str, file: &str) {
+    let golden = Golden::open(model);
+    let logits = Logits::of_all_prompts(&golden);
+    for runner in Runner::all() {
+        let tolerance = if runner.kv_type == KvType::F16 { F16_KV } else { EXACT };
+        golden.compare(&runner, file, &logits, tolerance);
+        golden.greedy_continues_alike(&runner, file, &golden.greedy(), tolerance.max_abs);
+    }
+}
+
+fn check_quantized(model: &str, kind: &str) {
+    let golden = Golden::open(model);
+    let file = format!("{model}-{kind}.gguf");
+    let logits = golden.quantized_logits(kind);
+    // Reference arithmetic on dequantized weights is held to the exact logits, int8 activations to twice what
+    // llama.cpp's own lose.
+    golden.compare(&Runner::reference(), &file, &logits, EXACT);
+    golden.greedy_continues_alike(&Runner::reference(), &file, &golden.quantized_greedy(kind), EXACT.max_abs);
+    let lost = golden.llama_cpp_vs_exact(kind);
+    let tolerance = Tolerance { max_abs: 2.0 * lost.max_abs, max_kl: 2.0 * lost.max_kl, top1_share: 0.92 };
+    for runner in Runner::cpu_all() {
+        golden.compare(&runner, &file, &logits, tolerance);
+        golden.greedy_continues_alike(&runner, &file, &golden.quantized_greedy(kind), tolerance.max_abs);
+    }
+}
+
+macro_rules! golden {
+    ($($name:ident: $check:ident($model:literal, $what:literal);)*) => {
+        $(#[test] fn $name() { $check($model, $what); })*
+    };
+}
+
+golden! {
+    llama_f16: check_float("llama", "llama-f16.gguf");
+    llama_tied_f16: check_float("llama-tied", "llama-tied-f16.gguf");
+    mistral_f16: check_float("mistral", "mistral-f16.gguf");
+    qwen2_f16: check_float("qwen2", "qwen2-f16.gguf");
+    qwen3_f16: check_float("qwen3", "qwen3-f16.gguf");
+    llama_q8_0: check_quantized("llama", "Q8_0");
+    llama_q4_0: check_quantized("llama", "Q4_0");
+    llama_q4_1: check_quantized("llama", "Q4_1");
+    llama_q5_0: check_quantized("llama", "Q5_0");
+    llama_q5_1: check_quantized("llama", "Q5_1");
+    llama_q4_k_m: check_quantized("llama", "Q4_K_M");
+    llama_q5_k_m: check_quantized("llama", "Q5_K_M");
+    llama_q6_k: check_quantized("llama", "Q6_K");
+    qwen3_q4_k_m: check_quantized("qwen3", "Q4_K_M");
+}
+
+/// BF16 weights are multiplied by f32 activations here, so the exact logits are the ones to meet.
+#[test]
+fn llama_tied_bf16() {
+    let golden = Golden::open("llama-tied");
+    let logits = golden.quantized_logits("BF16");
+    for runner in Runner::all() {
+        let tolerance = if runner.kv_type == KvType::F16 { F16_KV } else { EXACT };
+        golden.compare(&runner, "llama-tied-BF16.gguf", &logits, tolerance);
+    }
+}
+
+/// Same request, same bits: whatever the instruction set.
+#[test]
+fn every_instruction_set_gives_the_same_bits() {
+    for (model, file) in [
+        ("llama", "llama-f16.gguf"),
+        ("llama", "llama-Q4_0.gguf"),
+        ("llama", "llama-Q4_1.gguf"),
+        ("llama", "llama-Q5_1.gguf"),
+        ("llama", "llama-Q8_0.gguf"),
+        ("llama", "llama-Q5_K_M.gguf"),
+        ("qwen3", "qwen3-Q4_K_M.gguf"),
+        ("llama-tied", "llama-tied-BF16.gguf"),
+    ] {
+        let golden = Golden::open(model);
+        let mut runners = Runner::cpu_all().into_iter().filter(|runner| runner.kv_type == KvType::F16);
+        let first = runners.next().expect("the portable path always exists");
+        let expected = golden.all_logits(&first, file);
+        for runner in runners {
+            assert_eq!(expected, golden.all_logits(&runner, file), "{file}: {runner} differs from {first}");
+        }
+    }
+}
+
+/// Same request, same bits: whatever the chunks a prompt is computed in, and whatever else is in the batch.
+#[test]
+fn chunks_and_batch_neighbours_do_not_change_a_bit() {
+    for (model, file) in [
+        ("llama", "llama-f16.gguf"),
+        ("llama", "llama-Q4_0.gguf"),
+        ("llama", "llama-Q8_0.gguf"),
+        ("llama", "llama-Q6_K.gguf"),
+        ("qwen3", "qwen3-Q4_K_M.gguf"),
+        ("qwen2", "qwen2-f16.gguf"),
+    ] {
+        let golden = Golden::open(model);
+        for runner in Runner::cpu_all() {
+            golden.chunked_and_batched_agree(&runner, file);
+        }
+    }
+}
