@@ -12,8 +12,8 @@ use crate::model::weights::Tensor;
 use kernels::KernelError;
 use kernels::blocks::dequantize;
 use kernels::cpu::{
-    self, ActivationFormat, Activations, AlignedBuffer, AttentionParams, AttentionSpan, Cpu, KvCache, KvLayout, KvSlot,
-    Matrix, QuantizedRows, RopeShape, RopeTable,
+    self, ActivationFormat, Activations, AlignedBuffer, AttentionBatch, AttentionParams, AttentionSpan, Cpu, KvCache,
+    KvLayout, KvRows, KvSlot, Matrix, QuantizedRows, RopeShape, RopeTable,
 };
 
 /// Computes on the threads of one [`Cpu`].
@@ -213,7 +213,8 @@ impl Backend for CpuBackend {
         self.rotate(k, attention.kv_heads, (attention, rope))?;
         let slots: Vec<KvSlot> =
             batch.slots.iter().map(|slot| KvSlot { block: slot.block, offset: slot.offset }).collect();
-        cpu::store_kv(&self.cpu, cache, layer, k.values(), v.values(), &slots).map_err(failed("store_kv"))
+        let rows = KvRows { k: k.values(), v: v.values(), slots: &slots };
+        cpu::store_kv(&self.cpu, cache, layer, &rows).map_err(failed("store_kv"))
     }
 
     fn paged_attention(
@@ -229,14 +230,13 @@ impl Backend for CpuBackend {
             .map(|span| AttentionSpan {
                 first_row: span.rows.start,
                 rows: span.rows.len(),
-                first_position: span.first_position,
+                first_position: span.first_position as usize,
                 block_table: &batch.block_tables[span.blocks.clone()],
             })
             .collect();
         let params = AttentionParams { heads: attention.heads, scale: attention.scale, window: None, softcap: None };
-        let values = out.prepare(q.rows)?;
-        cpu::paged_attention(&self.cpu, cache, layer, q.values(), &spans, params, values)
-            .map_err(failed("paged_attention"))
+        let batch = AttentionBatch { q: q.values(), spans: &spans, params };
+        cpu::paged_attention(&self.cpu, cache, layer, &batch, out.prepare(q.rows)?).map_err(failed("paged_attention"))
     }
 
     fn gated_activation(&self, gate: &CpuRows, up: &CpuRows, out: &mut CpuRows) -> Result<(), BackendError> {

@@ -1,0 +1,7 @@
+//! The main job from outside: the real binaries on the demo model, over real sockets.
+
+mod answers;
+mod cli;
+mod crash;
+mod damage;
+mod refusals;
