@@ -30,24 +30,30 @@ pub struct TensorInfo {
     pub bytes: usize,
     /// Which file of a split model holds it, from 0.
     pub part: usize,
-    dims: [usize; MAX_DIMS],
-    dim_count: usize,
+    dims: Dims,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Dims {
+    /// Dimensions past the last are 1.
+    lens: [usize; MAX_DIMS],
+    count: usize,
 }
 
 impl TensorInfo {
     /// The dimensions in GGUF's order: the first is the length of a row, and is contiguous in memory.
     pub fn dims(&self) -> &[usize] {
-        &self.dims[..self.dim_count]
+        &self.dims.lens[..self.dims.count]
     }
 
     /// Elements in a row.
     pub fn row_len(&self) -> usize {
-        self.dims[0]
+        self.dims.lens[0]
     }
 
     /// Number of rows: the product of all dimensions but the first.
     pub fn rows(&self) -> usize {
-        self.dims[1..].iter().product()
+        self.dims.lens[1..].iter().product()
     }
 
     /// Bytes of a row.
@@ -68,9 +74,9 @@ impl TensorInfo {
         if name.is_empty() {
             return Err(cursor.invalid(field, at, "empty".into(), "a name"));
         }
-        let (dims, dim_count) = read_dims(cursor, name)?;
+        let dims = Dims::read(cursor, name)?;
         let kind = read_kind(cursor, name)?;
-        let bytes = data_bytes(cursor, name, &dims, kind)?;
+        let bytes = dims.data_bytes(cursor, name, kind)?;
 
         let at = cursor.offset();
         let shown = Shown(name);
@@ -78,33 +84,55 @@ impl TensorInfo {
         let offset = cursor.u64(field)?;
         let offset =
             usize::try_from(offset).map_err(|_| cursor.too_large(field, at, offset, usize::MAX as u64))?;
-        Ok(TensorInfo { name: name.to_owned(), kind, offset, bytes, part, dims, dim_count })
+        Ok(TensorInfo { name: name.to_owned(), kind, offset, bytes, part, dims })
     }
 }
 
-fn read_dims(cursor: &mut Cursor<'_>, name: &str) -> Result<([usize; MAX_DIMS], usize), GgufError> {
-    let name = Shown(name);
-    let at = cursor.offset();
-    let field = format_args!("number of dimensions of tensor {name}");
-    let dim_count = cursor.u32(field)?;
-    if dim_count == 0 {
-        return Err(cursor.invalid(field, at, "0".into(), "1 to 4"));
-    }
-    if dim_count as usize > MAX_DIMS {
-        return Err(cursor.too_large(field, at, dim_count.into(), MAX_DIMS as u64));
-    }
-    let mut dims = [1; MAX_DIMS];
-    for (index, dim) in dims.iter_mut().enumerate().take(dim_count as usize) {
+impl Dims {
+    fn read(cursor: &mut Cursor<'_>, name: &str) -> Result<Self, GgufError> {
+        let name = Shown(name);
         let at = cursor.offset();
-        let field = format_args!("dimension {index} of tensor {name}");
-        let value = cursor.u64(field)?;
-        *dim = match usize::try_from(value) {
-            Ok(0) => return Err(cursor.invalid(field, at, "0".into(), "at least 1")),
-            Ok(value) => value,
-            Err(_) => return Err(cursor.too_large(field, at, value, usize::MAX as u64)),
-        };
+        let field = format_args!("number of dimensions of tensor {name}");
+        let count = cursor.u32(field)?;
+        if count == 0 {
+            return Err(cursor.invalid(field, at, "0".into(), "1 to 4"));
+        }
+        if count as usize > MAX_DIMS {
+            return Err(cursor.too_large(field, at, count.into(), MAX_DIMS as u64));
+        }
+        let mut lens = [1; MAX_DIMS];
+        for (index, len) in lens.iter_mut().enumerate().take(count as usize) {
+            let at = cursor.offset();
+            let field = format_args!("dimension {index} of tensor {name}");
+            let value = cursor.u64(field)?;
+            *len = match usize::try_from(value) {
+                Ok(0) => return Err(cursor.invalid(field, at, "0".into(), "at least 1")),
+                Ok(value) => value,
+                Err(_) => return Err(cursor.too_large(field, at, value, usize::MAX as u64)),
+            };
+        }
+        Ok(Dims { lens, count: count as usize })
     }
-    Ok((dims, dim_count as usize))
+
+    /// Bytes of the whole tensor. Also proves that the element count does not overflow.
+    fn data_bytes(&self, cursor: &Cursor<'_>, name: &str, kind: TensorType) -> Result<usize, GgufError> {
+        let name = Shown(name);
+        // The type id has just been read, and the dimensions before it.
+        let at = cursor.offset() - 4 - 8 * self.count;
+        let field = format_args!("dimensions of tensor {name}");
+        let shown = || format!("{:?}", &self.lens[..self.count]);
+        let Some(elements) = self.lens.iter().try_fold(1usize, |product, &len| product.checked_mul(len))
+        else {
+            return Err(cursor.invalid(field, at, shown(), "a product that fits 64 bits"));
+        };
+        if !self.lens[0].is_multiple_of(kind.block_len()) {
+            let field = format_args!("row length of {kind} tensor {name}");
+            let expected = "a multiple of the type's block length";
+            return Err(cursor.invalid(field, at, self.lens[0].to_string(), expected));
+        }
+        kind.row_bytes(elements)
+            .ok_or_else(|| cursor.invalid(field, at, shown(), "a size in bytes that fits 64 bits"))
+    }
 }
 
 fn read_kind(cursor: &mut Cursor<'_>, name: &str) -> Result<TensorType, GgufError> {
@@ -119,43 +147,5 @@ fn read_kind(cursor: &mut Cursor<'_>, name: &str) -> Result<TensorType, GgufErro
             _ => "a known ggml type, 0 to 42",
         };
         cursor.invalid(field, at, id.to_string(), expected)
-    })
-}
-
-/// Bytes of the whole tensor. Also proves that the element count does not overflow: no type takes less than
-/// an eighth of a byte per element, and `usize::MAX` elements would take more than any file has.
-fn data_bytes(
-    cursor: &Cursor<'_>,
-    name: &str,
-    dims: &[usize; MAX_DIMS],
-    kind: TensorType,
-) -> Result<usize, GgufError> {
-    let name = Shown(name);
-    let Some(elements) = dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)) else {
-        let field = format_args!("dimensions of tensor {name}");
-        return Err(cursor.invalid(
-            field,
-            cursor.offset(),
-            format!("{dims:?}"),
-            "a product that fits 64 bits",
-        ));
-    };
-    if !dims[0].is_multiple_of(kind.block_len()) {
-        let field = format_args!("row length of {kind} tensor {name}");
-        return Err(cursor.invalid(
-            field,
-            cursor.offset(),
-            dims[0].to_string(),
-            "a multiple of the type's block length",
-        ));
-    }
-    kind.row_bytes(elements).ok_or_else(|| {
-        let field = format_args!("size of {kind} tensor {name}");
-        cursor.invalid(
-            field,
-            cursor.offset(),
-            format!("{elements} elements"),
-            "a size in bytes that fits 64 bits",
-        )
     })
 }

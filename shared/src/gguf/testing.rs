@@ -171,3 +171,66 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
         Array::Nested(items) => items.iter().for_each(|item| put_array(out, item)),
     }
 }
+
+/// A small sound file with every value type, arrays of all kinds, and tensors of several types.
+pub fn sample() -> Vec<u8> {
+    let nested = Array::Nested(vec![Array::U8(vec![1, 2]), Array::Nested(vec![Array::Bool(vec![true])])]);
+    GgufBuilder::new()
+        .metadata("general.architecture", "llama")
+        .alignment(64)
+        .metadata("a.u8", Value::U8(1))
+        .metadata("a.i8", Value::I8(-1))
+        .metadata("a.u16", Value::U16(2))
+        .metadata("a.i16", Value::I16(-2))
+        .metadata("a.u32", 3)
+        .metadata("a.i32", Value::I32(-3))
+        .metadata("a.u64", Value::U64(4))
+        .metadata("a.i64", Value::I64(-4))
+        .metadata("a.f32", 0.5)
+        .metadata("a.f64", Value::F64(0.25))
+        .metadata("a.bool", true)
+        .metadata("tokens", Array::String(["<s>", "", "▁the", "🚀"].iter().collect()))
+        .metadata("scores", Array::F32(vec![0.0, -1.0, -2.0, -3.0]))
+        .metadata("kinds", Array::I32(vec![3, 1, 1, 1]))
+        .metadata("layers", Array::U32(vec![8, 8, 4]))
+        .metadata("flags", Array::Bool(vec![true, false]))
+        .metadata("nested", nested)
+        .tensor("f32", &[4, 3], TensorType::F32, &[1; 48])
+        .tensor("f16", &[2, 2, 2, 2], TensorType::F16, &[2; 32])
+        .tensor("q4_0", &[64, 2], TensorType::Q4_0, &[3; 72])
+        .tensor("q6_k", &[256], TensorType::Q6_K, &[4; 210])
+        .build()
+}
+
+/// The `seed`-th damaged copy of a file, always the same for the same arguments: cut short, bits flipped, a
+/// number overwritten by a hostile one, or bytes taken out.
+pub fn damage(bytes: &[u8], seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let mut below = |limit: usize| {
+        // SplitMix64 (Steele, Lea and Flood 2014).
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % limit.max(1) as u64) as usize
+    };
+    let mut out = bytes.to_vec();
+    match below(4) {
+        0 => out.truncate(below(bytes.len())),
+        1 => {
+            for _ in 0..=below(8) {
+                out[below(bytes.len())] ^= 1 << below(8);
+            }
+        }
+        2 => {
+            const HOSTILE: [u64; 6] = [u64::MAX, 1 << 63, 1 << 60, 1 << 32, u32::MAX as u64, 0];
+            let at = below(bytes.len().saturating_sub(8));
+            out[at..at + 8].copy_from_slice(&HOSTILE[below(HOSTILE.len())].to_le_bytes());
+        }
+        _ => {
+            let start = below(bytes.len());
+            let end = (start + 1 + below(16)).min(bytes.len());
+            out.drain(start..end);
+        }
+    }
+    out
+}
