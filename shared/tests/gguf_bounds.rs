@@ -1,6 +1,8 @@
 //! Whatever bytes it is given, the reader never panics and never allocates more than a stated multiple of
 //! their length. One test in a binary of its own, because the allocator counts the whole process.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 
 use peak_alloc::PeakAlloc;

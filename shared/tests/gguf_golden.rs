@@ -1,6 +1,8 @@
 //! Files written by the format's reference writer (`tests/golden/gguf/make.py`) are read as it meant them, and
 //! the block sizes are ggml's own.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;

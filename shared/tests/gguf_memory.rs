@@ -1,6 +1,8 @@
 //! Memory and time: pages given back leave resident memory and can be read again, and a vocabulary of the
 //! largest kind opens quickly. A binary of its own, because resident memory is the whole process's.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! Typed access to metadata: any width that fits, a missing key told from a wrong one, and the key named.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 
 use shared::gguf::testing::GgufBuilder;

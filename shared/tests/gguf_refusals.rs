@@ -2,11 +2,15 @@
 
 use std::path::Path;
 
+use shared::error::Category;
 use shared::gguf::testing::{GgufBuilder, damage, sample};
 use shared::gguf::{Array, Gguf, GgufError, TensorType, Value};
 
 fn refusal(bytes: Vec<u8>) -> String {
-    Gguf::from_bytes(Path::new("m.gguf"), bytes).err().expect("the file must be refused").to_string()
+    match Gguf::from_bytes(Path::new("m.gguf"), bytes) {
+        Ok(_) => panic!("the file must be refused"),
+        Err(error) => error.to_string(),
+    }
 }
 
 fn check(bytes: Vec<u8>, expected: &str) {
@@ -206,7 +210,9 @@ fn files_that_are_no_files() {
     let folder = tempfile::tempdir().unwrap();
     let open = |path: &Path| Gguf::open(path).err().unwrap();
     assert!(matches!(open(folder.path()), GgufError::NotRegular { .. }));
-    assert!(matches!(open(&folder.path().join("none.gguf")), GgufError::Io { action: "find", .. }));
+    let absent = open(&folder.path().join("none.gguf"));
+    assert!(matches!(absent, GgufError::Io { action: "find", .. }));
+    assert_eq!(absent.category(), Category::User);
     let empty = folder.path().join("empty.gguf");
     std::fs::write(&empty, b"").unwrap();
     assert!(matches!(open(&empty), GgufError::Truncated { .. }));

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::error::Category;
+
 /// Why a GGUF file was refused, or a metadata key could not be had.
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "the message of each variant says what its fields mean")]
@@ -93,6 +95,19 @@ pub enum GgufError {
 
     #[error("{file:?} is part of a split gguf, which can only be opened from its folder")]
     SplitInMemory { file: PathBuf },
+}
+
+impl GgufError {
+    /// Whose fault it is: the model's or its path's, unless the machine failed to read it.
+    pub fn category(&self) -> Category {
+        use io::ErrorKind::{NotFound, PermissionDenied};
+        match self {
+            GgufError::Io { source, .. } if !matches!(source.kind(), NotFound | PermissionDenied) => {
+                Category::Internal
+            }
+            _ => Category::User,
+        }
+    }
 }
 
 /// Most characters of a name from a file that a message repeats.
