@@ -45,7 +45,7 @@ impl<T: Pod> AlignedBuffer<T> {
     /// `len` zeroed elements. Errors: [`KernelError::OutOfMemory`] naming `what`.
     pub fn zeroed(len: usize, what: &'static str) -> Result<Self, KernelError> {
         const { assert!(size_of::<T>() > 0 && align_of::<T>() <= LINE_BYTES) };
-        let bytes = len.checked_mul(size_of::<T>()).unwrap_or(usize::MAX);
+        let bytes = len.saturating_mul(size_of::<T>());
         let (start, memory) = if len == 0 {
             // A dangling pointer that still keeps the alignment promised.
             (std::ptr::without_provenance_mut(LINE_BYTES), Memory::Empty)

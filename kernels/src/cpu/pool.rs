@@ -132,7 +132,7 @@ impl Pool {
         let number = shared.gate.0.load(Ordering::Relaxed) / NUMBER + 1;
         // Sequentially consistent, as are the accesses to `parked`: either we see a worker parked, or it sees
         // the gate open before it parks.
-        shared.gate.0.store(number * NUMBER | OPEN, Ordering::SeqCst);
+        shared.gate.0.store((number * NUMBER) | OPEN, Ordering::SeqCst);
         for worker in self.workers.iter().take(region.chunks - 1) {
             if worker.parked.load(Ordering::SeqCst) && worker.parked.swap(false, Ordering::SeqCst) {
                 worker.thread.unpark();

@@ -1,0 +1,333 @@
+//! One partition of positions for the query vectors of one row tile and key/value head, and merging partitions.
+//!
+//! The order of every sum: a score is q·k by fused multiply-add over the dimensions in order; the sum of weights
+//! takes position p into partial sum p mod 16, then adds these as a tree; a weighted value is a fused multiply-add
+//! over the positions in order.
+
+use std::ops::Range;
+
+use super::super::kv_cache::{BLOCK_TOKENS, KvElement, Tiles};
+use super::super::math::{self, Kernel, LANES, Simd};
+use super::{AttentionParams, PARTITION};
+
+/// What is known of a query vector after some partitions: weighted values, then the greatest score and the sum
+/// of weights relative to it.
+#[derive(Clone, Copy)]
+pub(super) struct Record {
+    pub(super) value_dim: usize,
+}
+
+impl Record {
+    pub(super) fn len(self) -> usize {
+        self.value_dim + LANES
+    }
+
+    pub(super) fn sum(self, record: &[f32]) -> f32 {
+        record[self.value_dim + 1]
+    }
+
+    /// Makes all records those of no position.
+    pub(super) fn clear(self, records: &mut [f32]) {
+        for record in records.chunks_exact_mut(self.len()) {
+            record.fill(0.0);
+            record[self.value_dim] = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// Adds the records of the next partition to those of the ones before.
+pub(super) struct Merge<'a> {
+    pub(super) record: Record,
+    pub(super) part: &'a [f32],
+    pub(super) total: &'a mut [f32],
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let len = self.record.len();
+        for (part, total) in self.part.chunks_exact(len).zip(self.total.chunks_exact_mut(len)) {
+            let (part, part_state) = part.split_at(self.record.value_dim);
+            let (total, state) = total.split_at_mut(self.record.value_dim);
+            if part_state[1] == 0.0 {
+                // This query sees nothing of the partition (else its sum is at least 1, or not a number).
+                continue;
+            }
+            let highest = if part_state[0] > state[0] { part_state[0] } else { state[0] };
+            let exponents = s.load_part(&[state[0] - highest, part_state[0] - highest]);
+            let mut factors = [0.0; LANES];
+            s.store(math::exp(s, exponents), &mut factors);
+            let [keep, add] = [factors[0], factors[1]];
+            state[0] = highest;
+            state[1] = part_state[1].mul_add(add, state[1] * keep);
+            let parts = part.as_chunks::<LANES>().0;
+            for (part, total) in parts.iter().zip(total.as_chunks_mut::<LANES>().0) {
+                let kept = s.mul(s.load(total), s.splat(keep));
+                s.store(s.fma(s.load(part), s.splat(add), kept), total);
+            }
+        }
+    }
+}
+
+/// Computes the records of one partition.
+pub(super) struct Partition<'a, T> {
+    pub(super) tiles: Tiles<'a, T>,
+    pub(super) kv_head: usize,
+    /// The block table from the partition's first block on.
+    pub(super) blocks: &'a [u32],
+    pub(super) params: AttentionParams,
+    /// Position of the first row.
+    pub(super) first_position: usize,
+    /// First position of the partition.
+    pub(super) start: usize,
+    /// Query heads of a row that share the key/value head.
+    pub(super) group: usize,
+    /// [pairs, head_dim]: a pair is a row and one of its `group` heads.
+    pub(super) q: &'a [f32],
+    pub(super) head_dim: usize,
+    pub(super) record: Record,
+    /// Out: a record for each pair.
+    pub(super) part: &'a mut [f32],
+}
+
+impl<T: KvElement> Kernel for Partition<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        self.record.clear(self.part);
+        let pairs = self.q.len() / self.head_dim;
+        let seen = self.seen(0).start..self.seen(pairs - 1).end;
+        let blocks = seen.start / BLOCK_TOKENS..seen.end.div_ceil(BLOCK_TOKENS);
+        let mut scores = vec![0.0; pairs * PARTITION];
+        // Many pairs use a widened copy, few widen as they go.
+        let mut wide =
+            if pairs > 8 { vec![[0.0; LANES]; self.head_dim.max(self.record.value_dim)] } else { vec![] };
+        for block in blocks.clone() {
+            let keys = self.tiles.keys(self.blocks[block], self.kv_head);
+            let scores = &mut scores[block * BLOCK_TOKENS..];
+            if pairs > 8 {
+                widen(s, keys, &mut wide);
+                dot_products(s, &wide[..self.head_dim], self.q, scores);
+            } else {
+                dot_products(s, keys, self.q, scores);
+            }
+        }
+        for (pair, scores) in scores.chunks_exact_mut(PARTITION).enumerate() {
+            self.softmax(s, pair, scores);
+        }
+        for block in blocks {
+            let values = self.tiles.values(self.blocks[block], self.kv_head);
+            if pairs > 8 {
+                widen(s, values, &mut wide);
+                self.add_values(s, &wide[..values.len()], block, &scores);
+            } else {
+                self.add_values(s, values, block, &scores);
+            }
+        }
+    }
+}
+
+impl<T: KvElement> Partition<'_, T> {
+    /// The positions of the partition that `pair` sees, counted from the partition's start. Both ends never
+    /// fall from one pair to the next.
+    #[inline(always)]
+    fn seen(&self, pair: usize) -> Range<usize> {
+        let seen = self.params.seen_from(self.first_position + pair / self.group);
+        let inside = |position: usize| position.clamp(self.start, self.start + PARTITION) - self.start;
+        inside(seen.start)..inside(seen.end)
+    }
+
+    /// [`Partition::seen`] inside one block, counted from the block's start.
+    #[inline(always)]
+    fn seen_in_block(&self, pair: usize, block: usize) -> Range<usize> {
+        let (seen, start) = (self.seen(pair), block * BLOCK_TOKENS);
+        let inside = |position: usize| position.clamp(start, start + BLOCK_TOKENS) - start;
+        inside(seen.start)..inside(seen.end)
+    }
+
+    /// Turns the raw products of a pair into weights, and notes their greatest score and sum.
+    #[inline(always)]
+    fn softmax<S: Simd>(&mut self, s: S, pair: usize, scores: &mut [f32]) {
+        let seen = self.seen(pair);
+        if seen.is_empty() {
+            return;
+        }
+        let lanes = s.load(&std::array::from_fn(|lane| lane as f32));
+        let none = s.splat(f32::NEG_INFINITY);
+        let mut highest = none;
+        let scores = scores.as_chunks_mut::<LANES>().0;
+        let blocks = seen.start / BLOCK_TOKENS..seen.end.div_ceil(BLOCK_TOKENS);
+        for block in blocks.clone() {
+            let mut score = s.mul(s.load(&scores[block]), s.splat(self.params.scale));
+            if let Some(cap) = self.params.softcap {
+                score = s.mul(s.splat(cap), math::tanh(s, s.div(score, s.splat(cap))));
+            }
+            let inside = self.seen_in_block(pair, block);
+            if inside.len() < BLOCK_TOKENS {
+                score = s.select_less(lanes, s.splat(inside.end as f32), score, none);
+                score = s.select_less(lanes, s.splat(inside.start as f32), none, score);
+            }
+            highest = s.max(score, highest);
+            s.store(score, &mut scores[block]);
+        }
+        let highest = s.highest(highest);
+        let mut sum = s.splat(0.0);
+        for score in &mut scores[blocks] {
+            let weight = math::exp(s, s.sub(s.load(score), s.splat(highest)));
+            sum = s.add(sum, weight);
+            s.store(weight, score);
+        }
+        let state = pair * self.record.len() + self.record.value_dim;
+        self.part[state] = highest;
+        self.part[state + 1] = s.sum(sum);
+    }
+
+    /// Adds the values of a block, times their weights, to the records of the pairs that see them.
+    #[inline(always)]
+    fn add_values<S: Simd, V: KvElement>(
+        &mut self,
+        s: S,
+        values: &[[V; LANES]],
+        block: usize,
+        weights: &[f32],
+    ) {
+        let len = self.record.len();
+        let pairs = self.part.len() / len;
+        let mut pair = 0;
+        while pair < pairs {
+            let tokens = self.seen_in_block(pair, block);
+            let mut count = rows_at_once(s, pairs - pair);
+            if self.seen_in_block(pair + count - 1, block) != tokens {
+                // Rows that see different parts of the block must not read each other's tokens.
+                count = 1;
+            }
+            let weights = &weights[pair * PARTITION + block * BLOCK_TOKENS..];
+            let records = &mut self.part[pair * len..];
+            match count {
+                8 => add_weighted::<S, V, 8, 1>(s, values, tokens, weights, records, len),
+                4 => add_weighted::<S, V, 4, 2>(s, values, tokens, weights, records, len),
+                2 => add_weighted::<S, V, 2, 4>(s, values, tokens, weights, records, len),
+                _ => add_weighted::<S, V, 1, 4>(s, values, tokens, weights, records, len),
+            }
+            pair += count;
+        }
+    }
+}
+
+/// How many of `left` pairs the register file takes together: 8, 4, 2 or 1.
+#[inline(always)]
+fn rows_at_once<S: Simd>(_: S, left: usize) -> usize {
+    match left {
+        8.. if S::WIDE => 8,
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
+#[inline(always)]
+fn widen<S: Simd, T: KvElement>(s: S, from: &[[T; LANES]], to: &mut [[f32; LANES]]) {
+    for (from, to) in from.iter().zip(to) {
+        s.store(T::widen(s, from), to);
+    }
+}
+
+/// The products of every query with the sixteen keys of a block. `scores` has a row of [`PARTITION`] for each
+/// query and begins at the block's column.
+#[inline(always)]
+fn dot_products<S: Simd, K: KvElement>(s: S, keys: &[[K; LANES]], q: &[f32], scores: &mut [f32]) {
+    let dim = keys.len();
+    let pairs = q.len() / dim;
+    let mut pair = 0;
+    while pair < pairs {
+        let (q, scores) = (&q[pair * dim..], &mut scores[pair * PARTITION..]);
+        let count = rows_at_once(s, pairs - pair);
+        match count {
+            8 => dot_rows::<S, K, 8>(s, keys, q, scores),
+            4 => dot_rows::<S, K, 4>(s, keys, q, scores),
+            2 => dot_rows::<S, K, 2>(s, keys, q, scores),
+            _ => dot_rows::<S, K, 1>(s, keys, q, scores),
+        }
+        pair += count;
+    }
+}
+
+#[inline(always)]
+fn dot_rows<S: Simd, K: KvElement, const R: usize>(s: S, keys: &[[K; LANES]], q: &[f32], scores: &mut [f32]) {
+    let dim = keys.len();
+    let rows: [&[f32]; R] = std::array::from_fn(|row| &q[row * dim..(row + 1) * dim]);
+    let mut sums = [s.splat(0.0); R];
+    for (d, key) in keys.iter().enumerate() {
+        let key = K::widen(s, key);
+        for (sum, row) in sums.iter_mut().zip(rows) {
+            // SAFETY: each row has `dim` elements, as many as there are keys.
+            let q = unsafe { *row.get_unchecked(d) };
+            *sum = s.fma(s.splat(q), key, *sum);
+        }
+    }
+    for (row, sum) in sums.into_iter().enumerate() {
+        if let Some(scores) = scores[row * PARTITION..].first_chunk_mut() {
+            s.store(sum, scores);
+        }
+    }
+}
+
+/// Adds `values` of `tokens`, times the weights of R rows, to R records, C vectors of dimensions at a time.
+#[inline(always)]
+fn add_weighted<S: Simd, V: KvElement, const R: usize, const C: usize>(
+    s: S,
+    values: &[[V; LANES]],
+    tokens: Range<usize>,
+    weights: &[f32],
+    records: &mut [f32],
+    len: usize,
+) {
+    let vectors = values.len() / BLOCK_TOKENS;
+    let rows: [&[f32]; R] = std::array::from_fn(|row| &weights[row * PARTITION..][..BLOCK_TOKENS]);
+    let whole = vectors - vectors % C;
+    for first in (0..whole).step_by(C) {
+        add_columns::<S, V, R, C>(s, values, first, tokens.clone(), rows, records, len);
+    }
+    for first in whole..vectors {
+        add_columns::<S, V, R, 1>(s, values, first, tokens.clone(), rows, records, len);
+    }
+}
+
+#[inline(always)]
+fn add_columns<S: Simd, V: KvElement, const R: usize, const C: usize>(
+    s: S,
+    values: &[[V; LANES]],
+    first: usize,
+    tokens: Range<usize>,
+    weights: [&[f32]; R],
+    records: &mut [f32],
+    len: usize,
+) {
+    let vectors = values.len() / BLOCK_TOKENS;
+    let columns = |row: usize| row * len + first * LANES..row * len + (first + C) * LANES;
+    let mut sums = [[s.splat(0.0); C]; R];
+    for (row, sums) in sums.iter_mut().enumerate() {
+        for (sum, from) in sums.iter_mut().zip(records[columns(row)].as_chunks().0) {
+            *sum = s.load(from);
+        }
+    }
+    for token in tokens {
+        let value = &values[token * vectors + first..][..C];
+        for (column, value) in value.iter().enumerate() {
+            let value = V::widen(s, value);
+            for row in 0..R {
+                // SAFETY: sixteen weights in each row, and `token` is inside a block.
+                let weight = unsafe { *weights[row].get_unchecked(token) };
+                sums[row][column] = s.fma(s.splat(weight), value, sums[row][column]);
+            }
+        }
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        for (sum, to) in sums.iter().zip(records[columns(row)].as_chunks_mut().0) {
+            s.store(*sum, to);
+        }
+    }
+}
