@@ -7,3 +7,4 @@ pub mod ids;
 pub mod ipc;
 pub mod sampling;
 pub mod telemetry;
+pub mod tokenizer;
