@@ -1,0 +1,60 @@
+//! The fleet's gauges. Counters are counted where their events happen, in [`super::core`].
+
+use super::snapshot::{FleetSnapshot, WorkerState};
+use metrics::{Unit, describe_counter, describe_gauge, gauge};
+
+/// Says what each metric means. Call after the process's recorder is installed.
+pub(super) fn describe() {
+    describe_gauge!("rocmforge_worker_state", "1 for the state the worker is in, 0 for the others");
+    describe_gauge!("rocmforge_worker_restarts", "Times the worker's process was started again");
+    describe_gauge!("rocmforge_worker_requests_in_flight", "Requests the worker holds");
+    describe_gauge!("rocmforge_worker_tokens_in_flight", "Tokens these requests may still cost");
+    describe_gauge!("rocmforge_queue_requests", "Requests waiting in the gateway for a place in a worker");
+    describe_gauge!("rocmforge_queue_tokens", "Tokens of the waiting requests, prompt and largest output");
+    describe_gauge!("rocmforge_engine_running_sequences", "Sequences the worker computes");
+    describe_gauge!("rocmforge_engine_waiting_requests", "Requests waiting inside the worker");
+    describe_gauge!("rocmforge_engine_kv_blocks_free", "KV blocks no sequence refers to");
+    describe_gauge!("rocmforge_engine_kv_blocks", "KV blocks in all");
+    describe_gauge!(
+        "rocmforge_engine_prefix_queries_tokens",
+        "Prompt tokens looked up in the prefix cache since start"
+    );
+    describe_gauge!("rocmforge_engine_prefix_hits_tokens", "Of these, tokens found");
+    describe_gauge!("rocmforge_engine_preemptions", "Sequences preempted for lack of blocks since start");
+    describe_gauge!("rocmforge_engine_batch_tokens", "Token rows of the last step");
+    describe_gauge!(
+        "rocmforge_worker_memory_used_bytes",
+        Unit::Bytes,
+        "Memory in use on the worker's device"
+    );
+    describe_counter!("rocmforge_tokens_generated_total", "Tokens delivered to requests");
+    describe_counter!("rocmforge_requests_ended_total", "Requests ended, by outcome");
+    describe_counter!("rocmforge_requests_resumed_total", "Requests handed on after their worker died");
+}
+
+/// Sets every gauge.
+pub(super) fn record(snapshot: &FleetSnapshot) {
+    gauge!("rocmforge_queue_requests").set(snapshot.waiting_requests as f64);
+    gauge!("rocmforge_queue_tokens").set(snapshot.waiting_tokens as f64);
+    for worker in &snapshot.workers {
+        let label = worker.id.to_string();
+        let set = |name: &'static str, value: f64| gauge!(name, "worker" => label.clone()).set(value);
+        for state in WorkerState::ALL {
+            let value = f64::from(u8::from(state == worker.state));
+            gauge!("rocmforge_worker_state", "worker" => label.clone(), "state" => state.as_str()).set(value);
+        }
+        let stats = &worker.stats;
+        set("rocmforge_worker_restarts", f64::from(worker.restarts));
+        set("rocmforge_worker_requests_in_flight", worker.in_flight_requests as f64);
+        set("rocmforge_worker_tokens_in_flight", worker.in_flight_tokens as f64);
+        set("rocmforge_engine_running_sequences", f64::from(stats.running));
+        set("rocmforge_engine_waiting_requests", f64::from(stats.waiting));
+        set("rocmforge_engine_kv_blocks_free", f64::from(stats.kv_blocks_free));
+        set("rocmforge_engine_kv_blocks", f64::from(stats.kv_blocks_total));
+        set("rocmforge_engine_prefix_queries_tokens", stats.prefix_queries as f64);
+        set("rocmforge_engine_prefix_hits_tokens", stats.prefix_hits as f64);
+        set("rocmforge_engine_preemptions", stats.preemptions as f64);
+        set("rocmforge_engine_batch_tokens", f64::from(stats.batch_tokens));
+        set("rocmforge_worker_memory_used_bytes", stats.memory_used_bytes as f64);
+    }
+}

@@ -1,0 +1,274 @@
+//! The workers as one: takes token requests, keeps the processes that answer them alive, and loses none of them when
+//! one dies. The rest of the gateway talks to this module and to nothing below it.
+//!
+//! ```text
+//! Fleet ──► core (one lock: ledger + routing + admission) ◄── keeper, one task per worker
+//!                                                                ├─ supervisor::machine, watchdog (decide)
+//!                                                                ├─ supervisor::process           (child, stderr)
+//!                                                                └─ worker_client                 (socket)
+//! ```
+//! What holds always: a request that was taken ends in exactly one terminal event; nothing here waits for a slow
+//! consumer; when the last [`Fleet`] is dropped, every process is killed. Text is none of its business: tokens in,
+//! tokens out.
+
+mod config;
+mod core;
+mod keeper;
+mod metrics;
+mod request;
+mod snapshot;
+
+pub use crate::admission::{PROMPT_TOKENS_MAX, QueueLimits, SubmitError};
+pub use crate::ledger::RequestError;
+pub use crate::supervisor::exit::{ExitKind, LastExit};
+pub use crate::supervisor::machine::WorkerState;
+pub use crate::supervisor::{SupervisorTiming, WorkerConfig};
+pub use config::{FleetConfig, private_run_dir};
+pub use request::{FleetEvent, TokenRequest, TokenStream};
+pub use snapshot::{FleetSnapshot, LoadProgress, WorkerSnapshot};
+
+use self::core::Core;
+use self::keeper::{DrainOrder, Post};
+use crate::supervisor::process::Spawner;
+use shared::error::Category;
+use shared::ids::WorkerId;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Most workers of one gateway: far more devices than a host holds.
+pub const WORKERS_MAX: usize = 256;
+/// Longest path Linux takes for a socket (`sockaddr_un`), the closing NUL apart.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// How often deadlines are looked at and what a pause held back is handed out.
+const TICK: Duration = Duration::from_millis(20);
+/// Ticks between two recordings of the gauges: one second.
+const TICKS_PER_RECORD: u32 = 50;
+/// How often a shutdown looks whether the requests are done.
+const SHUTDOWN_LOOK: Duration = Duration::from_millis(5);
+/// How long a killed process may take to go away, beyond the grace it had; the kernel may be busy with its memory.
+const REAP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a fleet cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    /// Nothing to run.
+    #[error("no worker configured")]
+    NoWorkers,
+    /// More than the gateway's ids can tell apart.
+    #[error("{workers} workers configured, limit {WORKERS_MAX}")]
+    TooManyWorkers {
+        /// How many.
+        workers: usize,
+    },
+    /// The sockets' directory cannot be made.
+    #[error("run directory {path}", path = path.display())]
+    RunDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Somebody else could reach into the sockets' directory.
+    #[error("run directory {path} has mode {mode:o} and owner {owner}, must be a directory of our own with mode 700", path = path.display())]
+    SharedDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// Its owner's uid.
+        owner: u32,
+    },
+    /// The kernel would cut the sockets' paths.
+    #[error("socket path {path} is {bytes} bytes long, limit {SOCKET_PATH_BYTES_MAX}", path = path.display())]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length.
+        bytes: usize,
+    },
+    /// No thread to start processes from.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+impl FleetError {
+    /// Who can do something about it.
+    pub fn category(&self) -> Category {
+        Category::Fatal
+    }
+}
+
+/// A handle to the running workers. Clones share them; when the last one is dropped, they are killed.
+#[derive(Clone)]
+pub struct Fleet {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    core: Arc<Core>,
+    run_dir: PathBuf,
+    sockets: Vec<PathBuf>,
+    timing: SupervisorTiming,
+    keepers: Mutex<Vec<KeeperHandle>>,
+    _clock: AbortOnDropHandle<()>,
+    /// Last, since its thread's end is the death signal of what it started.
+    _spawner: Arc<Spawner>,
+}
+
+struct KeeperHandle {
+    orders: mpsc::Sender<DrainOrder>,
+    task: AbortOnDropHandle<()>,
+}
+
+impl Fleet {
+    /// Starts every worker and returns at once; readiness shows in [`Self::snapshot`]. Needs a tokio runtime, and the
+    /// metrics recorder installed before.
+    pub fn start(config: FleetConfig) -> Result<Self, FleetError> {
+        let FleetConfig { workers, run_dir, timing, queue } = config;
+        match workers.len() {
+            0 => return Err(FleetError::NoWorkers),
+            count if count > WORKERS_MAX => return Err(FleetError::TooManyWorkers { workers: count }),
+            _ => {}
+        }
+        let sockets: Vec<PathBuf> =
+            (0..workers.len()).map(|index| run_dir.join(format!("worker-{index}.sock"))).collect();
+        for path in &sockets {
+            let bytes = path.as_os_str().len();
+            if bytes > SOCKET_PATH_BYTES_MAX {
+                return Err(FleetError::PathTooLong { path: path.clone(), bytes });
+            }
+        }
+        make_run_dir(&run_dir)?;
+        metrics::describe();
+        let spawner = Arc::new(Spawner::start().map_err(FleetError::Thread)?);
+        let core = Arc::new(Core::new(workers.len(), queue));
+        let posts = workers.into_iter().zip(&sockets).enumerate().map(|(index, (config, socket))| Post {
+            id: WorkerId(index as u32),
+            config,
+            socket: socket.clone(),
+            timing,
+            core: Arc::clone(&core),
+            spawner: Arc::clone(&spawner),
+        });
+        let keepers = posts.map(KeeperHandle::start).collect();
+        let clock = AbortOnDropHandle::new(tokio::spawn(run_clock(Arc::clone(&core))));
+        let inner = Inner {
+            core,
+            run_dir,
+            sockets,
+            timing,
+            keepers: Mutex::new(keepers),
+            _clock: clock,
+            _spawner: spawner,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Takes a request or says at once why not.
+    pub fn submit(&self, request: TokenRequest) -> Result<TokenStream, SubmitError> {
+        self.inner.core.submit(request)
+    }
+
+    /// The fleet now. Cheap, and never waits for a worker.
+    pub fn snapshot(&self) -> FleetSnapshot {
+        self.inner.core.snapshot()
+    }
+
+    /// A counter that grows with every change a snapshot would show (states, load progress; not single tokens).
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.inner.core.watch()
+    }
+
+    /// Refuses new requests from now on; those taken go on. [`Self::snapshot`] is unready at once.
+    pub fn drain(&self) {
+        self.inner.core.drain();
+    }
+
+    /// Drains, waits up to `grace` for the requests, fails the rest, ends and reaps the workers, removes the sockets.
+    /// A second call returns at once.
+    pub async fn shutdown(&self, grace: Duration) {
+        let inner = &self.inner;
+        inner.core.drain();
+        let keepers = std::mem::take(&mut *inner.keepers.lock().unwrap_or_else(PoisonError::into_inner));
+        let requests_done = async {
+            while inner.core.requests() > 0 {
+                tokio::time::sleep(SHUTDOWN_LOOK).await;
+            }
+        };
+        if tokio::time::timeout(grace, requests_done).await.is_err() {
+            inner.core.fail_all(&RequestError::ShuttingDown);
+        }
+        for keeper in &keepers {
+            // A keeper whose worker has stopped takes no orders.
+            let _ = keeper.orders.try_send(DrainOrder(Duration::ZERO));
+        }
+        let all_gone = async {
+            for keeper in keepers {
+                // A keeper that panicked has dropped its process, and killed it by that.
+                let _ = keeper.task.await;
+            }
+        };
+        if tokio::time::timeout(inner.timing.terminate_grace + REAP_TIMEOUT, all_gone).await.is_err() {
+            tracing::error!("a worker process does not end after SIGKILL");
+        }
+        inner.remove_run_dir();
+    }
+}
+
+impl KeeperHandle {
+    fn start(post: Post) -> Self {
+        let (orders, inbox) = mpsc::channel(1);
+        let task: JoinHandle<()> = tokio::spawn(keeper::run(post, inbox));
+        Self { orders, task: AbortOnDropHandle::new(task) }
+    }
+}
+
+impl Inner {
+    /// Removes what this fleet made, and nothing else that may lie there.
+    fn remove_run_dir(&self) {
+        for socket in &self.sockets {
+            let _ = std::fs::remove_file(socket);
+        }
+        let _ = std::fs::remove_dir(&self.run_dir);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.core.fail_all(&RequestError::ShuttingDown);
+        self.remove_run_dir();
+    }
+}
+
+async fn run_clock(core: Arc<Core>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut until_record = 0;
+    loop {
+        ticks.tick().await;
+        core.tick(Instant::now());
+        if until_record == 0 {
+            metrics::record(&core.snapshot());
+            until_record = TICKS_PER_RECORD;
+        }
+        until_record -= 1;
+    }
+}
+
+/// Makes `path` with mode 0700, or takes one that is ours alone already.
+fn make_run_dir(path: &Path) -> Result<(), FleetError> {
+    let io = |source| FleetError::RunDirectory { path: path.to_owned(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
+    let found = std::fs::symlink_metadata(path).map_err(io)?;
+    let (mode, owner) = (found.mode() & 0o777, found.uid());
+    if !found.is_dir() || mode & 0o077 != 0 || owner != nix::unistd::geteuid().as_raw() {
+        return Err(FleetError::SharedDirectory { path: path.to_owned(), mode, owner });
+    }
+    Ok(())
+}
