@@ -1,0 +1,272 @@
+//! The product of 16 weight rows with a few token rows: the one place that fixes the order of f32 operations.
+//!
+//! Every output is one lane's own chain. For each block in column order, with `dot` the exact integer sum:
+//! - one scale: `acc = fma(w.scale * x.scale, f32(sum((code - offset) * x)), acc)`;
+//! - scale and minimum: `acc = fma(w.scale * x.scale, f32(sum(code * x)), acc)`, then
+//!   `acc = fma(w.min, x.scaled_sum, acc)`;
+//! - Q4_K, Q5_K: `acc = fma(w.scale * x.scale, f32(sum(sub_scale * sum(code * x))), acc)`, then
+//!   `acc = fma(-(w.min * x.scale), f32(sum(sub_min * sum(x))), acc)`;
+//! - Q6_K: `acc = fma(w.scale * x.scale, f32(sum(sub_scale * sum((code - 32) * x))), acc)`.
+//!
+//! Nothing else touches the sum, so its bits depend on the weight row and the token row alone (promise P3).
+//! No integer overflows: the largest is Q6_K's 16 * 128 * (16 * 32 * 127) = 133 million.
+
+use super::activations::{Block32, Block256};
+use super::lanes::Lanes;
+use super::portable::Portable;
+#[cfg(target_arch = "x86_64")]
+use super::{avx2::Avx2, avx512::Avx512};
+use crate::cpu::Isa;
+use crate::cpu::matrix::formats::Format;
+use crate::cpu::matrix::layout::{Codes, GROUP_ROWS, ScaleHead, ScaleMinHead, SubMinHead, SubScaleHead};
+
+/// Token rows in the widest tile.
+pub(crate) const TILE_TOKENS: usize = 8;
+
+/// The outputs of a tile, one array of 16 weight rows per token row.
+pub(crate) type TileOut = [[f32; GROUP_ROWS]; TILE_TOKENS];
+
+/// The weights of one group of 16 rows, a pair of entries per block.
+pub(crate) struct Group<'a, F: Format> {
+    pub(crate) codes: &'a [F::Codes],
+    pub(crate) heads: &'a [F::Head],
+}
+
+/// Fills the first `width` rows of `out` with the products of `group` and the interleaved token blocks `x`.
+/// `isa` is present on this processor; `x` holds `width` blocks per block of the group.
+pub(crate) fn multiply<F: Format>(
+    isa: Isa,
+    group: &Group<'_, F>,
+    x: &[F::Activation],
+    out: &mut [[f32; 16]],
+) {
+    debug_assert_eq!(x.len(), group.heads.len() * out.len());
+    match isa {
+        // SAFETY: the caller passes an instruction set that is present.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { multiply_avx512(group, x, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { multiply_avx2(group, x, out) },
+        _ => multiply_with(Portable, group, x, out),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn multiply_avx512<F: Format>(group: &Group<'_, F>, x: &[F::Activation], out: &mut [[f32; 16]]) {
+    // SAFETY: this function runs only where its features are.
+    multiply_with(unsafe { Avx512::assume() }, group, x, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn multiply_avx2<F: Format>(group: &Group<'_, F>, x: &[F::Activation], out: &mut [[f32; 16]]) {
+    // SAFETY: this function runs only where its features are.
+    multiply_with(unsafe { Avx2::assume() }, group, x, out);
+}
+
+/// Walks a tile in strips of as many token rows as the registers hold.
+#[inline(always)]
+fn multiply_with<L: Lanes, F: Format>(
+    lanes: L,
+    group: &Group<'_, F>,
+    x: &[F::Activation],
+    out: &mut [[f32; 16]],
+) {
+    let width = out.len();
+    let strip = L::TOKENS.min(width);
+    for first in (0..width).step_by(strip.max(1)) {
+        let (x, out) = (&x[first..], &mut out[first..]);
+        match strip {
+            8 if L::TOKENS >= 8 => multiply_strip::<L, F, 8>(lanes, group, (x, width), out),
+            4 if L::TOKENS >= 4 => multiply_strip::<L, F, 4>(lanes, group, (x, width), out),
+            2 if L::TOKENS >= 2 => multiply_strip::<L, F, 2>(lanes, group, (x, width), out),
+            _ => multiply_strip::<L, F, 1>(lanes, group, (x, width), out),
+        }
+    }
+}
+
+#[inline(always)]
+fn multiply_strip<L: Lanes, F: Format, const T: usize>(
+    lanes: L,
+    group: &Group<'_, F>,
+    (x, stride): (&[F::Activation], usize),
+    out: &mut [[f32; 16]],
+) {
+    let mut acc = [lanes.splat(0.0); T];
+    for ((codes, head), x) in group.codes.iter().zip(group.heads).zip(x.chunks(stride)) {
+        let Some(x) = x.first_chunk::<T>() else { return };
+        F::accumulate(lanes, codes, head, x, &mut acc);
+    }
+    for (acc, out) in acc.iter().zip(out) {
+        lanes.store(*acc, out);
+    }
+}
+
+/// Runs the body for each quad of a step, with the quad as a constant; what the layout does with it folds away.
+macro_rules! for_each_quad {
+    ($($quad:literal)+, $j:ident => $body:block) => {
+        $({ const $j: usize = $quad; $body })+
+    };
+}
+
+/// One scale per 32. The offset is a power of two; it comes in through the exact sum of the activations.
+#[inline(always)]
+pub(crate) fn accumulate_scaled<L: Lanes, C: Codes, const OFFSET: i32, const T: usize>(
+    lanes: L,
+    codes: &C,
+    head: &ScaleHead,
+    x: &[Block32; T],
+    acc: &mut [L::F32; T],
+) {
+    let mut dot = [lanes.splat_i32(0); T];
+    for t in 0..T {
+        dot[t] = lanes.splat_i32(x[t].negative_sum * OFFSET);
+    }
+    dot_step(lanes, codes, x, &mut dot);
+    let scale = lanes.halves(&head.scale);
+    for t in 0..T {
+        acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(dot[t]), acc[t]);
+    }
+}
+
+/// One scale per 32 and codes around 128, which not every instruction set multiplies as they are.
+#[inline(always)]
+pub(crate) fn accumulate_scaled_around_128<L: Lanes, C: Codes, const T: usize>(
+    lanes: L,
+    codes: &C,
+    head: &ScaleHead,
+    x: &[Block32; T],
+    acc: &mut [L::F32; T],
+) {
+    let mut dot = [lanes.splat_i32(0); T];
+    for t in 0..T {
+        dot[t] = lanes.start_around_128(x[t].negative_sum);
+    }
+    for_each_quad!(0 1 2 3 4 5 6 7, J => {
+        let quad = codes.quad::<L, J>(lanes);
+        for t in 0..T {
+            dot[t] = lanes.dot4_around_128(dot[t], quad, x[t].codes[J]);
+        }
+    });
+    let scale = lanes.halves(&head.scale);
+    for t in 0..T {
+        acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(dot[t]), acc[t]);
+    }
+}
+
+/// A scale and a minimum per 32.
+#[inline(always)]
+pub(crate) fn accumulate_with_min<L: Lanes, C: Codes, const T: usize>(
+    lanes: L,
+    codes: &C,
+    head: &ScaleMinHead,
+    x: &[Block32; T],
+    acc: &mut [L::F32; T],
+) {
+    let mut dot = [lanes.splat_i32(0); T];
+    dot_step(lanes, codes, x, &mut dot);
+    let (scale, min) = (lanes.halves(&head.scale), lanes.halves(&head.min));
+    for t in 0..T {
+        acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(dot[t]), acc[t]);
+        acc[t] = lanes.fma(min, lanes.splat(x[t].scaled_sum), acc[t]);
+    }
+}
+
+#[inline(always)]
+fn dot_step<L: Lanes, C: Codes, const T: usize>(
+    lanes: L,
+    codes: &C,
+    x: &[Block32; T],
+    dot: &mut [L::I32; T],
+) {
+    for_each_quad!(0 1 2 3 4 5 6 7, J => {
+        let quad = codes.quad::<L, J>(lanes);
+        for t in 0..T {
+            dot[t] = lanes.dot4(dot[t], quad, x[t].codes[J]);
+        }
+    });
+}
+
+/// Integer scales and minimums per 32 under one scale and one minimum per 256.
+#[inline(always)]
+pub(crate) fn accumulate_sub_min<L: Lanes, C: Codes, const T: usize>(
+    lanes: L,
+    codes: &[C; 8],
+    head: &SubMinHead,
+    x: &[Block256; T],
+    acc: &mut [L::F32; T],
+) {
+    let mut sum = [lanes.splat_i32(0); T];
+    for (j, (codes, sub_scale)) in codes.iter().zip(&head.sub_scales).enumerate() {
+        let mut dot = [lanes.splat_i32(0); T];
+        for_each_quad!(0 1 2 3 4 5 6 7, J => {
+            let quad = codes.quad::<L, J>(lanes);
+            for t in 0..T {
+                dot[t] = lanes.dot4(dot[t], quad, x[t].codes[8 * j + J]);
+            }
+        });
+        let sub_scale = lanes.widen_u8(sub_scale);
+        for t in 0..T {
+            sum[t] = lanes.multiply_add(dot[t], sub_scale, sum[t]);
+        }
+    }
+    let scale = lanes.halves(&head.scale);
+    for t in 0..T {
+        acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(sum[t]), acc[t]);
+    }
+    let mut sum = [lanes.splat_i32(0); T];
+    for (p, sub_mins) in head.sub_mins.iter().enumerate() {
+        for t in 0..T {
+            sum[t] = lanes.dot2(sum[t], sub_mins, x[t].sums[p]);
+        }
+    }
+    let min = lanes.halves(&head.min);
+    for t in 0..T {
+        acc[t] = lanes.negated_fma(lanes.mul(min, lanes.splat(x[t].scale)), lanes.to_f32(sum[t]), acc[t]);
+    }
+}
+
+/// Integer scales per 16 under one scale per 256, codes around 32.
+#[inline(always)]
+pub(crate) fn accumulate_sub_scale<L: Lanes, C: Codes, const T: usize>(
+    lanes: L,
+    codes: &[C; 8],
+    head: &SubScaleHead,
+    x: &[Block256; T],
+    acc: &mut [L::F32; T],
+) {
+    let mut sum = [lanes.splat_i32(0); T];
+    for (j, (codes, sub_scales)) in codes.iter().zip(head.sub_scales.as_chunks::<2>().0).enumerate() {
+        let mut dot = [lanes.splat_i32(0); T];
+        for t in 0..T {
+            dot[t] = lanes.splat_i32(x[t].offset_sums[2 * j]);
+        }
+        for_each_quad!(0 1 2 3, J => {
+            let quad = codes.quad::<L, J>(lanes);
+            for t in 0..T {
+                dot[t] = lanes.dot4(dot[t], quad, x[t].codes[8 * j + J]);
+            }
+        });
+        let sub_scale = lanes.widen_i8(&sub_scales[0]);
+        for t in 0..T {
+            sum[t] = lanes.multiply_add(dot[t], sub_scale, sum[t]);
+            dot[t] = lanes.splat_i32(x[t].offset_sums[2 * j + 1]);
+        }
+        for_each_quad!(4 5 6 7, J => {
+            let quad = codes.quad::<L, J>(lanes);
+            for t in 0..T {
+                dot[t] = lanes.dot4(dot[t], quad, x[t].codes[8 * j + J]);
+            }
+        });
+        let sub_scale = lanes.widen_i8(&sub_scales[1]);
+        for t in 0..T {
+            sum[t] = lanes.multiply_add(dot[t], sub_scale, sum[t]);
+        }
+    }
+    let scale = lanes.halves(&head.scale);
+    for t in 0..T {
+        acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(sum[t]), acc[t]);
+    }
+}
