@@ -121,19 +121,17 @@ fn drop_exceptions(
 ) {
     let ending = |text: &str, ends: &BTreeSet<u32>| by_text.get(text).copied().filter(|id| ends.contains(id));
     let calls = ending("<|call|>", ends).or(ending("<|calls|>", ends)).is_some();
+    let harmony = calls && (ending("<|return|>", ends).is_some() || ending("<|flush|>", ends).is_some());
     // Harmony ends a message, not the turn, with <|end|>.
-    if calls && (ending("<|return|>", ends).is_some() || ending("<|flush|>", ends).is_some()) {
-        if let Some(id) = ending("<|end|>", ends) {
-            ends.remove(&id);
-            vocabulary.set_kind(id, TokenKind::UserDefined);
-        }
+    if let Some(id) = ending("<|end|>", ends).filter(|_| harmony) {
+        ends.remove(&id);
+        vocabulary.set_kind(id, TokenKind::UserDefined);
     }
     // In Gemma 4 </s> is an HTML tag.
-    if ending("<|tool_response>", ends).is_some() {
-        if let Some(id) = ending("</s>", ends) {
-            ends.remove(&id);
-            vocabulary.set_kind(id, TokenKind::Normal);
-        }
+    let gemma_4 = ending("<|tool_response>", ends).is_some();
+    if let Some(id) = ending("</s>", ends).filter(|_| gemma_4) {
+        ends.remove(&id);
+        vocabulary.set_kind(id, TokenKind::Normal);
     }
 }
 

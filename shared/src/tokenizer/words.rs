@@ -29,7 +29,7 @@ pub(super) struct Words {
 
 /// What a word is made of before anything is merged.
 enum Atoms {
-    Bytes([u32; 256]),
+    Bytes(Box<[u32; 256]>),
     Characters(FastMap<char, u32>),
 }
 
@@ -67,7 +67,7 @@ impl Words {
         let atoms =
             std::array::from_fn(|byte| symbols.get([byte as u8].as_slice()).copied().unwrap_or(NO_SYMBOL));
         let byte_tokens = std::array::from_fn(|byte| whole.get([byte as u8].as_slice()).copied());
-        Self::new(vocabulary, whole, table, Atoms::Bytes(atoms), byte_tokens, whole_first)
+        Self::new(vocabulary, whole, table, Atoms::Bytes(Box::new(atoms)), byte_tokens, whole_first)
     }
 
     /// SentencePiece-style: any neighbours merge whose concatenation is a token, by its score. The second

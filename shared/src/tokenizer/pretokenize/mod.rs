@@ -40,8 +40,6 @@ enum Stage {
     Rules(Vec<Rule>),
     /// White space at the end of a piece is cut off from it (`\s+$`).
     TrailingSpace,
-    /// Runs of the set's characters in groups of three, counted from the right.
-    GroupsOfThree(CharSet),
 }
 
 impl PreTokenizer {
@@ -68,19 +66,6 @@ impl Stage {
                 let (kept, space) = text.split_at(text.trim_end().len());
                 [kept, space].into_iter().filter(|part| !part.is_empty()).for_each(piece);
             }
-            Stage::GroupsOfThree(set) => {
-                // Where the current run of digits ends, and how many of it are left at the current position.
-                let mut left = 0;
-                split_matches(text, piece, |at| {
-                    let rest = text.get(at..)?;
-                    if left == 0 {
-                        left = rest.chars().take_while(|&c| set.contains(c)).count();
-                    }
-                    let group = if left == 0 { return None } else { (left - 1) % 3 + 1 };
-                    left -= group;
-                    Some(at + rest.chars().take(group).map(char::len_utf8).sum::<usize>())
-                });
-            }
         }
     }
 }
@@ -90,7 +75,7 @@ impl Stage {
 fn split_matches<'t>(
     text: &'t str,
     piece: &mut dyn FnMut(&'t str),
-    mut matched: impl FnMut(usize) -> Option<usize>,
+    matched: impl Fn(usize) -> Option<usize>,
 ) {
     let (mut at, mut gap_start) = (0, 0);
     while let Some(character) = rule::character(text, at) {

@@ -69,12 +69,6 @@ pub(super) fn named(name: &str) -> Option<Splitting> {
         "gpt-4o" | "llama4" | "kanana2" | "talkie" | "minimax-m2" | "granite-embed-multi-97m" => {
             (cased_words(3, true), Nothing)
         }
-        "tiny_aya" | "cohere2moe" => {
-            let mut stages = vec![Stage::GroupsOfThree(CharSet::new(r"\p{Nd}"))];
-            stages.extend(cased_words(3, true));
-            (stages, Nothing)
-        }
-        "superbpe" => (vec![runs(r"\p{N}"), Stage::GroupsOfThree(CharSet::new(r"\p{Nd}"))], Nothing),
         _ => return None,
     };
     let llama_3 = matches!(
@@ -210,13 +204,12 @@ fn deepseek_coder() -> Vec<Stage> {
     ]
 }
 
-/// `\p{P}`-like and CJK sets are spelled out in the published pattern. U+3000 stands in its punctuation
-/// too, but is white space first.
+/// The published pattern spells its sets out. White space among them counts as white space, as in llama.cpp.
 fn deepseek_llm() -> Vec<Stage> {
     vec![
         Stage::Rules(vec![limited(r"[\r\n]", 1)]),
         Stage::Rules(vec![run(Some(r"\s"), DEEPSEEK_LETTERS)]),
-        Stage::Rules(vec![run(Some(r"\s"), "[!-/:-~！-／：-～‘-‟、-。]")]),
+        Stage::Rules(vec![run(Some(r"\s"), r"[[!-/:-~！-／：-～‘-‟　-。]--\s]")]),
         Stage::TrailingSpace,
         runs(DEEPSEEK_IDEOGRAPHS),
         runs(r"\p{N}"),
@@ -264,7 +257,8 @@ fn triples() -> Stage {
     Stage::Rules(vec![Rule::Exactly { set: CharSet::new("[0-9]"), count: 3 }])
 }
 
-const DEEPSEEK_IDEOGRAPHS: &str = "[一-龥ࠀ-一가-퟿]";
+/// CJK and all that lies between, as published, but for white space, which is split off before.
+const DEEPSEEK_IDEOGRAPHS: &str = r"[[一-龥ࠀ-一가-퟿]--\s]";
 
 /// The cased letters that the published pattern lists, by code point.
 const DEEPSEEK_LETTERS: &str = concat!(
