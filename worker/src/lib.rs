@@ -6,4 +6,10 @@
 pub mod backend;
 pub mod batch;
 pub mod commands;
+pub mod engine;
+pub mod ipc_server;
+pub mod kv_blocks;
 pub mod model;
+pub mod sampler;
+pub mod scheduler;
+pub mod sequence;
