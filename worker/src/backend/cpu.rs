@@ -32,10 +32,15 @@ pub struct CpuRows {
 }
 
 /// A quantized copy and whether it is of the present values.
-#[derive(Default)]
 struct Cached {
     rows: QuantizedRows,
     current: bool,
+}
+
+impl Cached {
+    fn empty() -> Result<Self, BackendError> {
+        Ok(Self { rows: QuantizedRows::new().map_err(failed("activations"))?, current: false })
+    }
 }
 
 impl CpuRows {
@@ -70,7 +75,7 @@ impl CpuRows {
         };
         if !cached.current {
             let values = &self.values[..self.rows * self.width];
-            cpu::quantize_rows(cpu, values, self.rows, self.width, format, &mut cached.rows)?;
+            cpu::quantize_rows(cpu, values, (self.rows, self.width), format, &mut cached.rows)?;
             cached.current = true;
         }
         Ok(())
@@ -136,7 +141,7 @@ impl Backend for CpuBackend {
 
     fn rows(&self, width: usize) -> Result<CpuRows, BackendError> {
         let values = AlignedBuffer::zeroed(0, "activations").map_err(failed("activations"))?;
-        Ok(CpuRows { width, rows: 0, values, per32: Cached::default(), per256: Cached::default() })
+        Ok(CpuRows { width, rows: 0, values, per32: Cached::empty()?, per256: Cached::empty()? })
     }
 
     fn allocate_cache(&self, shape: CacheShape) -> Result<KvCache, BackendError> {

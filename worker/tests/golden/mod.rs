@@ -14,19 +14,19 @@ use worker::model;
 
 /// How far logits may be from the golden ones.
 #[derive(Clone, Copy)]
-pub struct Tolerance {
-    pub max_abs: f64,
-    pub max_kl: f64,
+pub(crate) struct Tolerance {
+    pub(crate) max_abs: f64,
+    pub(crate) max_kl: f64,
     /// Share of positions whose most likely token agrees.
-    pub top1_share: f64,
+    pub(crate) top1_share: f64,
 }
 
 /// A backend with its settings.
 #[derive(Clone, Copy)]
-pub struct Runner {
+pub(crate) struct Runner {
     /// `None` is the reference backend.
     isa: Option<Isa>,
-    pub kv_type: KvType,
+    pub(crate) kv_type: KvType,
 }
 
 impl fmt::Display for Runner {
@@ -36,12 +36,12 @@ impl fmt::Display for Runner {
 }
 
 impl Runner {
-    pub fn reference() -> Self {
+    pub(crate) fn reference() -> Self {
         Self { isa: None, kv_type: KvType::F32 }
     }
 
     /// The CPU backend, each instruction set with each cache type.
-    pub fn cpu_all() -> Vec<Self> {
+    pub(crate) fn cpu_all() -> Vec<Self> {
         let kinds = [KvType::F32, KvType::F16];
         Isa::available()
             .into_iter()
@@ -49,7 +49,7 @@ impl Runner {
             .collect()
     }
 
-    pub fn all() -> Vec<Self> {
+    pub(crate) fn all() -> Vec<Self> {
         std::iter::once(Self::reference()).chain(Self::cpu_all()).collect()
     }
 
@@ -67,7 +67,7 @@ impl Runner {
 }
 
 /// Golden logits of some positions of some prompts.
-pub struct Logits {
+pub(crate) struct Logits {
     sections: Vec<Section>,
 }
 
@@ -78,13 +78,13 @@ struct Section {
 }
 
 /// Greedy tokens of one prompt and the margin between best and second best at each step.
-pub struct Greedy {
+pub(crate) struct Greedy {
     tokens: Vec<TokenId>,
     margins: Vec<f64>,
 }
 
 /// One model's folder.
-pub struct Golden {
+pub(crate) struct Golden {
     name: String,
     description: Value,
     files: tempfile::TempDir,
@@ -110,13 +110,13 @@ fn tokens(value: &Value) -> Vec<TokenId> {
 }
 
 impl Logits {
-    pub fn of_all_prompts(golden: &Golden) -> Self {
+    pub(crate) fn of_all_prompts(golden: &Golden) -> Self {
         golden.read_logits(&golden.description["logits"])
     }
 }
 
 impl Golden {
-    pub fn open(name: &str) -> Self {
+    pub(crate) fn open(name: &str) -> Self {
         let json = unzip(&data_directory().join(name).join("golden.json.gz"));
         let description = serde_json::from_slice(&json).expect("golden.json");
         Self { name: name.to_owned(), description, files: tempfile::tempdir().expect("temporary directory") }
@@ -150,11 +150,11 @@ impl Golden {
         Logits { sections }
     }
 
-    pub fn quantized_logits(&self, kind: &str) -> Logits {
+    pub(crate) fn quantized_logits(&self, kind: &str) -> Logits {
         self.read_logits(&self.description["quantized"][kind]["exact"]["logits"])
     }
 
-    pub fn greedy(&self) -> Vec<Greedy> {
+    pub(crate) fn greedy(&self) -> Vec<Greedy> {
         numbers(&self.description["prompts"], |prompt| {
             let tokens = tokens(&prompt["greedy"]);
             let margin = prompt["greedy_min_margin"].as_f64().expect("margin");
@@ -162,7 +162,7 @@ impl Golden {
         })
     }
 
-    pub fn quantized_greedy(&self, kind: &str) -> Vec<Greedy> {
+    pub(crate) fn quantized_greedy(&self, kind: &str) -> Vec<Greedy> {
         let exact = &self.description["quantized"][kind]["exact"];
         let margins = numbers(&exact["greedy_margins"], |row| numbers(row, |m| m.as_f64().expect("margin")));
         numbers(&exact["greedy"], tokens)
@@ -172,14 +172,14 @@ impl Golden {
             .collect()
     }
 
-    pub fn llama_cpp_vs_exact(&self, kind: &str) -> Tolerance {
+    pub(crate) fn llama_cpp_vs_exact(&self, kind: &str) -> Tolerance {
         let lost = &self.description["quantized"][kind]["llama_cpp_vs_exact"];
         let field = |name: &str| lost[name].as_f64().expect("number");
         Tolerance { max_abs: field("max_abs"), max_kl: field("max_kl"), top1_share: field("top1_agree") }
     }
 
     /// Runs every prompt in one pass and holds the logits against `expected`.
-    pub fn compare(&self, runner: &Runner, file: &str, expected: &Logits, tolerance: Tolerance) {
+    pub(crate) fn compare(&self, runner: &Runner, file: &str, expected: &Logits, tolerance: Tolerance) {
         let prompts = self.prompts();
         let mut agreement = Agreement::default();
         for section in &expected.sections {
@@ -192,7 +192,7 @@ impl Golden {
     }
 
     /// Follows the golden greedy path until a margin is too small to tell.
-    pub fn greedy_continues_alike(&self, runner: &Runner, file: &str, greedy: &[Greedy], tolerance: f64) {
+    pub(crate) fn greedy_continues_alike(&self, runner: &Runner, file: &str, greedy: &[Greedy], tolerance: f64) {
         let mut steps = 0;
         for (prompt, greedy) in self.prompts().iter().zip(greedy) {
             let mut session = Session::new(self, runner, file);
@@ -212,14 +212,14 @@ impl Golden {
     }
 
     /// Logits of every position of every prompt, each prompt in one pass.
-    pub fn all_logits(&self, runner: &Runner, file: &str) -> Vec<Vec<u32>> {
+    pub(crate) fn all_logits(&self, runner: &Runner, file: &str) -> Vec<Vec<u32>> {
         let prompts = self.prompts();
         let rows = prompts.iter().flat_map(|p| Session::new(self, runner, file).prefill(p, &[usize::MAX]));
         rows.map(|row| row.into_iter().map(f32::to_bits).collect()).collect()
     }
 
     /// The longest prompt alone in one pass, in chunks of several sizes, token by token, and beside others.
-    pub fn chunked_and_batched_agree(&self, runner: &Runner, file: &str) {
+    pub(crate) fn chunked_and_batched_agree(&self, runner: &Runner, file: &str) {
         let prompts = self.prompts();
         let longest = prompts.iter().max_by_key(|prompt| prompt.len()).expect("prompts");
         let prompt = &longest[..longest.len().min(70)];
