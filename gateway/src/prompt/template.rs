@@ -23,7 +23,7 @@ pub const SOURCE_BYTES_MAX: usize = 1 << 20;
 /// Largest rendered prompt: beyond any context this engine serves (about 4 bytes a token, a million tokens).
 pub const RENDERED_BYTES_MAX: usize = 8 << 20;
 /// Work one rendering may do. minijinja charges an instruction 1 and every 64 bytes it produces 1, so this also
-/// bounds memory: 2^22 fuel are 256 MiB ever allocated. The conformance set needs under 2^14.
+/// bounds memory: 2^22 fuel are 256 MiB ever allocated.
 const FUEL: u64 = 1 << 22;
 /// Nested calls and macros; real templates need under 10.
 const RECURSION_MAX: usize = 100;

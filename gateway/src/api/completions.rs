@@ -1,0 +1,152 @@
+//! `POST /v1/completions`.
+
+use super::answer::{json, read_body};
+use super::chat::finish_reason;
+use super::stream::{self, Chunks, finite};
+use super::{ApiState, unix_s};
+use crate::generation::{Generation, Piece, ScoredToken};
+use crate::openai::{
+    ApiError, Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, FinishReasonName,
+    PromptInput, StreamOptions, Usage,
+};
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use futures_util::StreamExt;
+use serde_json::{Map, Value};
+use std::fmt::Write;
+use std::sync::Arc;
+
+/// Continues one or more prompts.
+pub async fn completions(State(state): State<Arc<ApiState>>, body: Body) -> Result<Response, ApiError> {
+    let body = read_body(body, state.body_bytes_max()).await?;
+    let request = CompletionRequest::parse(&body)?;
+    drop(body);
+    state.check_model(&request.model)?;
+    ApiState::log_unknown(&request.unknown_fields);
+    let CompletionRequest { model, prompts, max_tokens, generation: fields, .. } = request;
+    let prompts = state
+        .prepare("prompt", move |model| {
+            let tokens = |prompt| match prompt {
+                PromptInput::Text(text) => model.text_prompt(&text),
+                PromptInput::Tokens(tokens) => model.token_prompt(tokens),
+            };
+            prompts.into_iter().map(tokens).collect::<Result<Vec<_>, _>>()
+        })
+        .await?;
+    let choices = prompts.len() as u32 * fields.choices;
+    let generation = state.start(prompts, Some(max_tokens), &fields, "prompt")?;
+    let shape = Shape {
+        id: format!("cmpl-{}", uuid::Uuid::new_v4().simple()),
+        created: unix_s(),
+        model: state.answered_model(&model),
+        choices,
+        logprobs: fields.sampling.logprobs,
+        stream: fields.stream,
+    };
+    match fields.stream {
+        StreamOptions::Off => shape.whole(generation).await,
+        StreamOptions::Events | StreamOptions::EventsWithUsage => Ok(stream::respond(generation, shape)),
+    }
+}
+
+/// What every part of one answer has in common.
+struct Shape {
+    id: String,
+    created: u64,
+    model: String,
+    /// Prompts × n.
+    choices: u32,
+    logprobs: Option<u32>,
+    stream: StreamOptions,
+}
+
+impl Shape {
+    async fn whole(self, mut generation: Generation) -> Result<Response, ApiError> {
+        let empty = |index| CompletionChoice {
+            index,
+            text: String::new(),
+            logprobs: self.logprobs.map(|_| CompletionLogprobs::default()),
+            finish_reason: Some(FinishReasonName::Length),
+        };
+        let mut choices: Vec<CompletionChoice> = (0..self.choices).map(empty).collect();
+        while let Some(piece) = generation.next().await {
+            let piece = piece?;
+            let choice = &mut choices[piece.choice as usize];
+            choice.text.push_str(&piece.text);
+            if let Some(logprobs) = &mut choice.logprobs {
+                append(logprobs, piece.tokens);
+            }
+            if let Some(end) = piece.end {
+                choice.finish_reason = Some(finish_reason(end));
+            }
+        }
+        let usage = Usage::new(generation.prompt_tokens(), generation.completion_tokens());
+        Ok(json(&self.answer(choices, Some(Some(usage)))))
+    }
+
+    fn answer(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> Completion {
+        Completion {
+            id: self.id.clone(),
+            object: "text_completion",
+            created: self.created,
+            model: self.model.clone(),
+            choices,
+            usage,
+        }
+    }
+
+    fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> String {
+        let usage = (self.stream == StreamOptions::EventsWithUsage).then_some(usage);
+        stream::text(&self.answer(choices, usage))
+    }
+}
+
+impl Chunks for Shape {
+    fn opening(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn piece(&self, piece: Piece) -> Vec<String> {
+        let logprobs = self.logprobs.filter(|_| !piece.tokens.is_empty()).map(|_| {
+            let mut logprobs = CompletionLogprobs::default();
+            append(&mut logprobs, piece.tokens);
+            logprobs
+        });
+        let finish_reason = piece.end.map(finish_reason);
+        let choice = CompletionChoice { index: piece.choice, text: piece.text, logprobs, finish_reason };
+        vec![self.chunk(vec![choice], None)]
+    }
+
+    fn usage(&self, usage: Usage) -> Option<String> {
+        (self.stream == StreamOptions::EventsWithUsage).then(|| self.chunk(Vec::new(), Some(usage)))
+    }
+}
+
+fn append(logprobs: &mut CompletionLogprobs, tokens: Vec<ScoredToken>) {
+    for token in tokens {
+        let text = token_text(&token.bytes);
+        let mut top = Map::new();
+        for (bytes, logprob) in &token.top {
+            // Of two tokens with one text the likelier stands.
+            top.entry(token_text(bytes)).or_insert_with(|| Value::from(finite(*logprob)));
+        }
+        top.entry(text.clone()).or_insert_with(|| Value::from(finite(token.logprob)));
+        logprobs.text_offset.push(token.text_offset);
+        logprobs.token_logprobs.push(finite(token.logprob));
+        logprobs.tokens.push(text);
+        logprobs.top_logprobs.push(top);
+    }
+}
+
+/// A token as this endpoint writes it: its text, or its bytes where they are no UTF-8.
+fn token_text(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().fold("bytes:".to_owned(), |mut text, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "\\x{byte:02x}");
+            text
+        }),
+    }
+}

@@ -1,0 +1,305 @@
+//! `rocmforge serve`: puts the parts together. Configuration, model text, socket, workers, router; then serves until
+//! SIGTERM or SIGINT, drains and ends. A second signal ends at once.
+
+use crate::api::{ApiSettings, ApiState};
+use crate::config::{
+    ConfigError, ServeConfig, SettingName, Surroundings, WORKER_PROGRAM_VARIABLE, physical_cores,
+};
+use crate::demo_model::{self, DemoModelError};
+use crate::fleet::{Fleet, FleetConfig, FleetError, WorkerConfig};
+use crate::generation::TokenSource;
+use crate::metrics;
+use crate::prompt::model::{TextModel, TextModelError};
+use crate::server::{self, ApiKeys, KeyFileError, Limits, RouterOptions};
+use clap::Args;
+use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
+use shared::error::ExitCode;
+use std::ffi::OsString;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Longest wait for a request's headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often histograms are folded into their buckets when nobody scrapes.
+const METRICS_UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Flags of `serve`. Texts, so that flags and variables are checked by the same code (`config`).
+#[derive(Debug, Default, Args)]
+pub struct ServeArgs {
+    /// GGUF model file; none: the built-in demo model [env: ROCMFORGE_GGUF]
+    #[arg(long, value_name = "PATH")]
+    model: Option<String>,
+    /// Name of the model in the API; none: the file's name [env: ROCMFORGE_ALIAS]
+    #[arg(long, value_name = "NAME")]
+    alias: Option<String>,
+    /// What workers compute on: auto, cpu or hip [env: ROCMFORGE_DEVICE] [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// Worker processes, one per device [env: ROCMFORGE_WORKERS] [default: 1]
+    #[arg(long, value_name = "N")]
+    workers: Option<String>,
+    /// CPU threads of each worker; none: physical cores / workers [env: ROCMFORGE_THREADS]
+    #[arg(long, value_name = "N")]
+    threads: Option<String>,
+    /// Tokens of prompt and output together; none: the worker decides [env: ROCMFORGE_CTX_SIZE]
+    #[arg(long, value_name = "TOKENS")]
+    ctx_size: Option<String>,
+    /// Address to listen on [env: ROCMFORGE_HOST] [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
+    host: Option<String>,
+    /// Port to listen on; 0: a free one [env: ROCMFORGE_PORT] [default: 8000]
+    #[arg(long, value_name = "PORT")]
+    port: Option<String>,
+    /// Key that requests to /v1 must carry; may be repeated [env: ROCMFORGE_API_KEY, ROCMFORGE_API_KEYS]
+    #[arg(long, value_name = "KEY")]
+    api_key: Vec<String>,
+    /// File with further keys, one a line [env: ROCMFORGE_API_KEY_FILE]
+    #[arg(long, value_name = "PATH")]
+    api_key_file: Option<String>,
+    /// Origins that browsers may call from, separated by commas; * for all [env: ROCMFORGE_CORS_ORIGIN]
+    #[arg(long, value_name = "ORIGIN")]
+    cors_origin: Vec<String>,
+    /// Seconds a request may take in all [env: ROCMFORGE_REQUEST_TIMEOUT] [default: 600]
+    #[arg(long, value_name = "SECONDS")]
+    request_timeout: Option<String>,
+    /// Seconds running requests may finish in at shutdown [env: ROCMFORGE_GRACE] [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    grace: Option<String>,
+    /// Longest request body in MiB [env: ROCMFORGE_MAX_BODY] [default: 16]
+    #[arg(long, value_name = "MIB")]
+    max_body: Option<String>,
+    /// Most open HTTP connections [env: ROCMFORGE_MAX_CONNECTIONS] [default: 4096]
+    #[arg(long, value_name = "N")]
+    max_connections: Option<String>,
+    /// Most requests waiting for a worker; more get 429 [env: ROCMFORGE_MAX_QUEUE] [default: 512]
+    #[arg(long, value_name = "N")]
+    max_queue: Option<String>,
+}
+
+impl ServeArgs {
+    fn values(&self, name: SettingName) -> Vec<String> {
+        let single = match name {
+            SettingName::ApiKey => return self.api_key.clone(),
+            SettingName::CorsOrigin => return self.cors_origin.clone(),
+            SettingName::Model => &self.model,
+            SettingName::Alias => &self.alias,
+            SettingName::Device => &self.device,
+            SettingName::Workers => &self.workers,
+            SettingName::Threads => &self.threads,
+            SettingName::CtxSize => &self.ctx_size,
+            SettingName::Host => &self.host,
+            SettingName::Port => &self.port,
+            SettingName::ApiKeyFile => &self.api_key_file,
+            SettingName::RequestTimeout => &self.request_timeout,
+            SettingName::Grace => &self.grace,
+            SettingName::MaxBody => &self.max_body,
+            SettingName::MaxConnections => &self.max_connections,
+            SettingName::MaxQueue => &self.max_queue,
+        };
+        single.iter().cloned().collect()
+    }
+}
+
+/// Why the server does not start or ends early.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The keys cannot be read.
+    #[error(transparent)]
+    KeyFile(#[from] KeyFileError),
+    /// The worker's executable is not there.
+    #[error(
+        "worker executable {} does not exist: build it with `cargo build --release -p rocmforge-worker`, \
+         or name it in {WORKER_PROGRAM_VARIABLE}",
+        path.display()
+    )]
+    NoWorkerProgram {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The model file is of no use.
+    #[error(transparent)]
+    Model(#[from] TextModelError),
+    /// The demo model cannot be used.
+    #[error(transparent)]
+    DemoModel(#[from] DemoModelError),
+    /// The socket cannot be opened.
+    #[error("cannot listen on {address}: {error}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The system's words.
+        error: std::io::Error,
+    },
+    /// The workers cannot be started.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
+    /// The metrics recorder cannot be set up.
+    #[error("metrics: {0}")]
+    Metrics(#[from] BuildError),
+    /// Runtime, signals or stdout.
+    #[error("{what}: {error}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's words.
+        error: std::io::Error,
+    },
+}
+
+impl ServeError {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(error) => error.exit_code(),
+            Self::KeyFile(_) | Self::NoWorkerProgram { .. } => ExitCode::Configuration,
+            Self::Model(_) => ExitCode::ModelFile,
+            Self::DemoModel(_) | Self::Bind { .. } | Self::Fleet(_) | Self::System { .. } => {
+                ExitCode::Runtime
+            }
+            Self::Metrics(_) => ExitCode::Internal,
+        }
+    }
+}
+
+/// Serves until told to stop.
+pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
+    let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let surroundings = Surroundings {
+        variable: &|name| std::env::var(name).ok(),
+        cores: physical_cores(&cpuinfo, available),
+        executable: std::env::current_exe().ok(),
+    };
+    let config = ServeConfig::resolve(&|name| args.values(name), &surroundings)?;
+    let runtime = tokio::runtime::Runtime::new().map_err(system("async runtime"))?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: ServeConfig) -> Result<(), ServeError> {
+    let mut keys = ApiKeys::new(&config.api_keys);
+    if let Some(path) = &config.api_key_file {
+        keys.add_file(path)?;
+    }
+    if keys.is_empty() && !config.host.is_loopback() {
+        tracing::warn!(host = %config.host, "listening beyond this host without API keys");
+    }
+    if !config.worker_program.is_file() {
+        return Err(ServeError::NoWorkerProgram { path: config.worker_program });
+    }
+    let metrics = metrics::install()?;
+    let mut signals = Signals::new()?;
+
+    // The run directory is private to this process, so the demo model's file in it is too.
+    let mut fleet_config = FleetConfig::new(Vec::new());
+    let demo = match config.model {
+        None => Some(demo_model::write()?),
+        Some(_) => None,
+    };
+    let model_path = config.model.clone().or_else(|| demo.as_ref().map(|demo| demo.to_path_buf()));
+    let model_path = model_path.unwrap_or_default();
+    let model = TextModel::open(&model_path)?;
+
+    let address = SocketAddr::new(config.host, config.port);
+    let listener = TcpListener::bind(address).await.map_err(|error| ServeError::Bind { address, error })?;
+    announce(&listener)?;
+    if demo.is_some() {
+        eprintln!("rocmforge: no --model given, serving the built-in demo model");
+    }
+
+    fleet_config.workers = (0..config.workers).map(|_| worker_config(&config, &model_path)).collect();
+    fleet_config.queue.requests = config.queue_requests_max;
+    let fleet = Fleet::start(fleet_config)?;
+    let settings = ApiSettings {
+        model_id: config.alias.clone().unwrap_or_else(|| model_id(&config, &model)),
+        context_tokens: config.context_tokens,
+        request_timeout: config.request_timeout,
+        body_bytes_max: config.body_bytes_max,
+        preparations: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    };
+    let source: Arc<dyn TokenSource> = Arc::new(fleet.clone());
+    let state = Arc::new(ApiState::new(source, Arc::new(model), settings, metrics.clone()));
+    let options = RouterOptions { keys, cors_origins: config.cors_origins.clone() };
+    let router = server::router(state, &options);
+    let limits = Limits { connections: config.connections_max, header_timeout: HEADER_TIMEOUT };
+
+    let upkeep = tokio::spawn(keep_metrics(metrics));
+    let grace = config.grace;
+    let drain = async {
+        signals.next().await;
+        tracing::info!(grace_s = grace.as_secs_f64(), "shutting down");
+        // Connections stay open meanwhile: `/ready` says 503, and running answers go on.
+        tokio::select! {
+            () = fleet.shutdown(grace) => {}
+            () = signals.next() => {
+                tracing::warn!("second signal, ending at once");
+                fleet.shutdown(Duration::ZERO).await;
+            }
+        }
+    };
+    server::serve(listener, router, limits, drain).await;
+    upkeep.abort();
+    Ok(())
+}
+
+/// The one line on stdout, by which scripts find the port.
+fn announce(listener: &TcpListener) -> Result<(), ServeError> {
+    let address = listener.local_addr().map_err(system("address of the socket"))?;
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "listening on http://{address}").and_then(|()| stdout.flush()).map_err(system("stdout"))
+}
+
+fn model_id(config: &ServeConfig, model: &TextModel) -> String {
+    let stem = config.model.as_deref().and_then(Path::file_stem).and_then(|stem| stem.to_str());
+    stem.unwrap_or_else(|| model.name()).to_owned()
+}
+
+fn worker_config(config: &ServeConfig, model: &Path) -> WorkerConfig {
+    let mut args: Vec<OsString> = vec!["--model".into(), model.into()];
+    args.extend(["--device".into(), config.device.as_str().into()]);
+    args.extend(["--threads".into(), config.threads.to_string().into()]);
+    if let Some(tokens) = config.context_tokens {
+        args.extend(["--ctx-size".into(), tokens.to_string().into()]);
+    }
+    WorkerConfig { program: config.worker_program.clone(), args, env: Vec::new() }
+}
+
+async fn keep_metrics(metrics: PrometheusHandle) {
+    let mut interval = tokio::time::interval(METRICS_UPKEEP_INTERVAL);
+    loop {
+        interval.tick().await;
+        metrics.run_upkeep();
+    }
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
+    move |error| ServeError::System { what, error }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, ServeError> {
+        let terminate = signal(SignalKind::terminate()).map_err(system("SIGTERM handler"))?;
+        let interrupt = signal(SignalKind::interrupt()).map_err(system("SIGINT handler"))?;
+        Ok(Self { terminate, interrupt })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

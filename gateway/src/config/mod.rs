@@ -1,0 +1,180 @@
+//! Configuration of the server: command line over environment over defaults, checked into a [`ServeConfig`].
+//!
+//! [`ServeConfig::resolve`] has no side effects and reads nothing by itself: flags, variables and facts about the host
+//! come in as arguments, so tests inject them. Whether files exist is found out by whoever opens them. The settings
+//! and their defaults are the table in [`settings`]; `.env.example` and the help texts are held against it by tests.
+
+mod cores;
+mod parse;
+mod settings;
+
+pub use cores::physical_cores;
+pub use settings::{OTHER_VARIABLES, Setting, SettingName, setting, settings};
+
+use parse::Value;
+use shared::error::ExitCode;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A setting that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{origin} is `{value}`: {reason}")]
+pub struct ConfigError {
+    /// Flag or variable.
+    pub origin: String,
+    /// What it holds; secrets are left out.
+    pub value: String,
+    /// What is wrong and what to use.
+    pub reason: String,
+    from_flag: bool,
+}
+
+impl ConfigError {
+    /// Wrong flags are usage errors, wrong variables configuration errors.
+    pub fn exit_code(&self) -> ExitCode {
+        if self.from_flag { ExitCode::Usage } else { ExitCode::Configuration }
+    }
+}
+
+/// What a worker computes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// A GPU where there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An AMD GPU.
+    Hip,
+}
+
+impl Device {
+    /// As the worker's command line spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Hip => "hip",
+        }
+    }
+}
+
+/// Everything `rocmforge serve` needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServeConfig {
+    /// The GGUF file; without one, the embedded demo model.
+    pub model: Option<PathBuf>,
+    /// What requests name in `model`; without one, the file's name.
+    pub alias: Option<String>,
+    /// For every worker.
+    pub device: Device,
+    /// Worker processes.
+    pub workers: usize,
+    /// Threads of each worker.
+    pub threads: usize,
+    /// Positions of a sequence; without it, the worker decides.
+    pub context_tokens: Option<u32>,
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port to listen on; 0 lets the system pick.
+    pub port: u16,
+    /// Keys of which each request must carry one; none asks for none.
+    pub api_keys: Vec<String>,
+    /// File with further keys, one a line.
+    pub api_key_file: Option<PathBuf>,
+    /// Origins that browsers may call from; `*` allows every one.
+    pub cors_origins: Vec<String>,
+    /// From a request's submission to its last token.
+    pub request_timeout: Duration,
+    /// How long running requests may finish at shutdown.
+    pub grace: Duration,
+    /// Longest request body.
+    pub body_bytes_max: usize,
+    /// Most open connections.
+    pub connections_max: usize,
+    /// Most requests waiting for a worker.
+    pub queue_requests_max: usize,
+    /// The worker's executable.
+    pub worker_program: PathBuf,
+}
+
+/// What configuration depends on besides flags.
+pub struct Surroundings<'a> {
+    /// The value of an environment variable.
+    pub variable: &'a dyn Fn(&str) -> Option<String>,
+    /// Physical cores of the host.
+    pub cores: usize,
+    /// Path of the running executable.
+    pub executable: Option<PathBuf>,
+}
+
+/// Name of the worker's executable, looked for beside our own.
+pub const WORKER_PROGRAM_NAME: &str = "rocmforge-worker";
+/// Variable that names the worker's executable instead.
+pub const WORKER_PROGRAM_VARIABLE: &str = "ROCMFORGE_WORKER_BIN";
+/// Further variable with API keys, separated by commas.
+pub const API_KEYS_VARIABLE: &str = "ROCMFORGE_API_KEYS";
+
+impl ServeConfig {
+    /// Checks flags (as given by `flag`) and the variables of `surroundings`.
+    pub fn resolve(
+        flag: &dyn Fn(SettingName) -> Vec<String>,
+        surroundings: &Surroundings<'_>,
+    ) -> Result<Self, ConfigError> {
+        let read = |name| Value::read(name, flag, surroundings.variable);
+        let workers = read(SettingName::Workers).number(1, 256)?;
+        let threads = match read(SettingName::Threads) {
+            Value { text: None, .. } => (surroundings.cores / workers).max(1),
+            value => value.number(1, 1024)?,
+        };
+        let context_tokens = match read(SettingName::CtxSize) {
+            Value { text: None, .. } => None,
+            value => Some(value.number(16, 16 << 20)? as u32),
+        };
+        let model = read(SettingName::Model).optional_path()?;
+        let alias = read(SettingName::Alias).optional_word()?;
+        Ok(Self {
+            model,
+            alias,
+            device: read(SettingName::Device).device()?,
+            workers,
+            threads,
+            context_tokens,
+            host: read(SettingName::Host).address()?,
+            port: read(SettingName::Port).number(0, 65_535)? as u16,
+            api_keys: api_keys(flag, surroundings)?,
+            api_key_file: read(SettingName::ApiKeyFile).optional_path()?,
+            cors_origins: read(SettingName::CorsOrigin).origins()?,
+            request_timeout: read(SettingName::RequestTimeout).seconds(1.0, 86_400.0)?,
+            grace: read(SettingName::Grace).seconds(0.0, 3600.0)?,
+            body_bytes_max: read(SettingName::MaxBody).number(1, 1024)? << 20,
+            connections_max: read(SettingName::MaxConnections).number(1, 1_000_000)?,
+            queue_requests_max: read(SettingName::MaxQueue).number(1, 1_000_000)?,
+            worker_program: worker_program(surroundings),
+        })
+    }
+}
+
+/// Keys of the flag, else of both variables.
+fn api_keys(
+    flag: &dyn Fn(SettingName) -> Vec<String>,
+    surroundings: &Surroundings<'_>,
+) -> Result<Vec<String>, ConfigError> {
+    let value = Value::read(SettingName::ApiKey, flag, surroundings.variable);
+    let mut keys = value.keys()?;
+    if !value.from_flag {
+        let several = (surroundings.variable)(API_KEYS_VARIABLE).unwrap_or_default();
+        keys.extend(several.split(',').map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned));
+    }
+    Ok(keys)
+}
+
+fn worker_program(surroundings: &Surroundings<'_>) -> PathBuf {
+    match (surroundings.variable)(WORKER_PROGRAM_VARIABLE).filter(|path| !path.is_empty()) {
+        Some(path) => path.into(),
+        None => surroundings.executable.clone().unwrap_or_default().with_file_name(WORKER_PROGRAM_NAME),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+//! Every setting with flag, variable, default and meaning: the one list that flags, help, `.env.example` and
+//! [`super::ServeConfig`] follow.
+
+/// The settings of `rocmforge serve`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is described by its `Setting::meaning`")]
+pub enum SettingName {
+    Model,
+    Alias,
+    Device,
+    Workers,
+    Threads,
+    CtxSize,
+    Host,
+    Port,
+    ApiKey,
+    ApiKeyFile,
+    CorsOrigin,
+    RequestTimeout,
+    Grace,
+    MaxBody,
+    MaxConnections,
+    MaxQueue,
+}
+
+/// One setting.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Which.
+    pub name: SettingName,
+    /// Without the dashes.
+    pub flag: &'static str,
+    /// Environment variable.
+    pub variable: &'static str,
+    /// Value without flag and variable, empty for none.
+    pub default: &'static str,
+    /// A value to show.
+    pub example: &'static str,
+    /// One line.
+    pub meaning: &'static str,
+}
+
+const fn define(
+    name: SettingName,
+    [flag, variable, default, example, meaning]: [&'static str; 5],
+) -> Setting {
+    Setting { name, flag, variable, default, example, meaning }
+}
+
+const SETTINGS: &[Setting] = &[
+    define(
+        SettingName::Model,
+        [
+            "model",
+            "ROCMFORGE_GGUF",
+            "",
+            "/models/qwen3-8b-q4_k_m.gguf",
+            "GGUF model file; none: the built-in demo model",
+        ],
+    ),
+    define(
+        SettingName::Alias,
+        ["alias", "ROCMFORGE_ALIAS", "", "my-model", "name of the model in the API; none: the file's name"],
+    ),
+    define(
+        SettingName::Device,
+        ["device", "ROCMFORGE_DEVICE", "auto", "hip", "what workers compute on: auto, cpu or hip"],
+    ),
+    define(
+        SettingName::Workers,
+        ["workers", "ROCMFORGE_WORKERS", "1", "4", "worker processes, one per device"],
+    ),
+    define(
+        SettingName::Threads,
+        [
+            "threads",
+            "ROCMFORGE_THREADS",
+            "",
+            "8",
+            "CPU threads of each worker; none: physical cores / workers",
+        ],
+    ),
+    define(
+        SettingName::CtxSize,
+        [
+            "ctx-size",
+            "ROCMFORGE_CTX_SIZE",
+            "",
+            "8192",
+            "tokens of prompt and output together; none: the worker decides",
+        ],
+    ),
+    define(SettingName::Host, ["host", "ROCMFORGE_HOST", "127.0.0.1", "0.0.0.0", "address to listen on"]),
+    define(SettingName::Port, ["port", "ROCMFORGE_PORT", "8000", "0", "port to listen on; 0: a free one"]),
+    define(
+        SettingName::ApiKey,
+        [
+            "api-key",
+            "ROCMFORGE_API_KEY",
+            "",
+            "sk-secret",
+            "key that requests to /v1 must carry; the flag may be repeated",
+        ],
+    ),
+    define(
+        SettingName::ApiKeyFile,
+        [
+            "api-key-file",
+            "ROCMFORGE_API_KEY_FILE",
+            "",
+            "/etc/rocmforge/keys",
+            "file with further keys, one a line",
+        ],
+    ),
+    define(
+        SettingName::CorsOrigin,
+        [
+            "cors-origin",
+            "ROCMFORGE_CORS_ORIGIN",
+            "",
+            "https://chat.example.org",
+            "origins that browsers may call from, separated by commas; * for all; none: no CORS",
+        ],
+    ),
+    define(
+        SettingName::RequestTimeout,
+        ["request-timeout", "ROCMFORGE_REQUEST_TIMEOUT", "600", "60", "seconds a request may take in all"],
+    ),
+    define(
+        SettingName::Grace,
+        ["grace", "ROCMFORGE_GRACE", "30", "5", "seconds running requests may finish in at shutdown"],
+    ),
+    define(
+        SettingName::MaxBody,
+        ["max-body", "ROCMFORGE_MAX_BODY", "16", "64", "longest request body in MiB"],
+    ),
+    define(
+        SettingName::MaxConnections,
+        ["max-connections", "ROCMFORGE_MAX_CONNECTIONS", "4096", "1024", "most open HTTP connections"],
+    ),
+    define(
+        SettingName::MaxQueue,
+        ["max-queue", "ROCMFORGE_MAX_QUEUE", "512", "64", "most requests waiting for a worker; more get 429"],
+    ),
+];
+
+/// Variables without a flag: name, default, example, meaning.
+pub const OTHER_VARIABLES: &[[&str; 4]] = &[
+    ["ROCMFORGE_API_KEYS", "", "sk-one,sk-two", "several keys, separated by commas"],
+    [
+        "ROCMFORGE_WORKER_BIN",
+        "",
+        "/usr/lib/rocmforge/rocmforge-worker",
+        "the worker's executable; none: beside our own",
+    ],
+    [
+        "ROCMFORGE_LOG_LEVEL",
+        "warn",
+        "info,gateway=debug",
+        "error, warn, info, debug, trace, or a filter by module",
+    ],
+    ["ROCMFORGE_LOG_FORMAT", "human", "json", "form of log lines on stderr: human or json"],
+    ["ROCMFORGE_CPU_ISA", "", "avx2", "forces a CPU code path in workers: portable, avx2, avx512 or amx"],
+];
+
+/// All settings, in the order of the help.
+pub fn settings() -> &'static [Setting] {
+    SETTINGS
+}
+
+/// One setting. The table is in the order of the names, which a test holds.
+pub fn setting(name: SettingName) -> &'static Setting {
+    &SETTINGS[name as usize]
+}
