@@ -1,17 +1,19 @@
 //! The scheduler with the scripted model, without engine, clock or threads: everything ends, nothing leaks, and
 //! every request gets the tokens it would get alone.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 #[path = "engine_scripted/mod.rs"]
 mod scripted;
 
 use proptest::prelude::*;
-use scripted::{Faults, ScriptedModel, VOCAB_SIZE, config, logits_after, submit};
+use scripted::{Faults, ScriptedModel, VOCAB_SIZE, alone, config, submit};
 use shared::ids::{Attempt, RequestId, TokenId};
 use shared::ipc::message::{EngineStats, FinishReason, Rejection, Submit};
 use shared::sampling::SamplingParams;
 use std::collections::BTreeMap;
 use worker::batch::{Batch, Forward};
-use worker::sampler::{Choice, Sampler, TokenCounts};
+use worker::sampler::{Choice, Sampler};
 use worker::scheduler::{Admission, Plan, PrefixCache, Rank, Scheduler, SchedulerConfig};
 
 /// What a request got: its new tokens and, once it has ended, why.
@@ -120,32 +122,6 @@ impl Rig {
         }
         let stats = self.stats();
         assert_eq!(stats.kv_blocks_free, stats.kv_blocks_total, "blocks leak");
-    }
-}
-
-/// The tokens of a request served alone by the plainest means: no cache, no scheduler.
-fn alone(submit: &Submit, context_tokens: usize) -> (Vec<TokenId>, FinishReason) {
-    let mut tokens = submit.prompt.clone();
-    tokens.extend(&submit.emitted);
-    let (mut answer, mut sampler) = (Vec::new(), Sampler::default());
-    loop {
-        let emitted = tokens.len() - submit.prompt.len();
-        if emitted >= submit.limits.max_tokens as usize || tokens.len() >= context_tokens {
-            return (answer, FinishReason::Length);
-        }
-        let may_stop = emitted >= submit.limits.min_tokens as usize;
-        let choice = Choice {
-            params: &submit.sampling,
-            counts: &TokenCounts::new(&submit.prompt, &tokens[submit.prompt.len()..]),
-            banned: if may_stop { &[] } else { &submit.limits.stop_tokens },
-            index: emitted as u64,
-        };
-        let token = sampler.sample(&logits_after(&tokens), &choice).unwrap().token;
-        tokens.push(token);
-        answer.push(token);
-        if may_stop && submit.limits.stop_tokens.contains(&token) {
-            return (answer, FinishReason::Stop);
-        }
     }
 }
 

@@ -5,9 +5,12 @@
 #![allow(dead_code, reason = "each test binary uses its part of this module")]
 
 use shared::ids::{Attempt, RequestId, TokenId};
-use shared::ipc::message::{RequestLimits, Submit, WorkerLimits};
+use shared::ipc::message::{FinishReason, RequestLimits, Submit, WorkerLimits};
 use shared::sampling::SamplingParams;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use worker::batch::{Batch, Forward};
+use worker::sampler::{Choice, Sampler, TokenCounts};
 use worker::scheduler::{PrefixCache, SchedulerConfig};
 
 pub(crate) const VOCAB_SIZE: usize = 32;
@@ -35,7 +38,7 @@ pub(crate) struct ScriptedModel {
     cache: Vec<Option<(TokenId, u32)>>,
     block_tokens: usize,
     logits: Vec<f32>,
-    steps: usize,
+    steps: Arc<AtomicUsize>,
     faults: Faults,
 }
 
@@ -43,7 +46,12 @@ impl ScriptedModel {
     pub(crate) fn new(limits: &WorkerLimits, faults: Faults) -> Self {
         let slots = (limits.kv_blocks * limits.kv_block_tokens) as usize;
         let block_tokens = limits.kv_block_tokens as usize;
-        Self { cache: vec![None; slots], block_tokens, logits: Vec::new(), steps: 0, faults }
+        Self { cache: vec![None; slots], block_tokens, logits: Vec::new(), steps: Arc::default(), faults }
+    }
+
+    /// Counts the steps, for whoever wants to watch the engine from outside.
+    pub(crate) fn steps(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.steps)
     }
 
     fn slot(&self, block: u32, offset: usize) -> usize {
@@ -69,11 +77,11 @@ impl Forward for ScriptedModel {
     type Error = DeviceLost;
 
     fn forward(&mut self, batch: &Batch) -> Result<&[f32], DeviceLost> {
-        self.steps += 1;
-        if self.faults.fail_at_step == Some(self.steps) {
-            return Err(DeviceLost { step: self.steps });
+        let step = self.steps.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.faults.fail_at_step == Some(step) {
+            return Err(DeviceLost { step });
         }
-        assert_ne!(self.faults.panic_at_step, Some(self.steps), "scripted panic");
+        assert_ne!(self.faults.panic_at_step, Some(step), "scripted panic");
         for ((&token, &position), slot) in batch.tokens.iter().zip(&batch.positions).zip(&batch.slots) {
             let slot = self.slot(slot.block, slot.offset as usize);
             self.cache[slot] = Some((token, position));
@@ -131,5 +139,31 @@ pub(crate) fn submit(id: u64, prompt: &[TokenId], max_tokens: u32) -> Submit {
         emitted: Vec::new(),
         sampling: SamplingParams { seed: id, ..SamplingParams::default() },
         limits: RequestLimits { max_tokens, min_tokens: 0, stop_tokens: Vec::new(), priority: 0 },
+    }
+}
+
+/// The tokens of a request served alone by the plainest means: no cache, no scheduler.
+pub(crate) fn alone(submit: &Submit, context_tokens: usize) -> (Vec<TokenId>, FinishReason) {
+    let mut tokens = submit.prompt.clone();
+    tokens.extend(&submit.emitted);
+    let (mut answer, mut sampler) = (Vec::new(), Sampler::default());
+    loop {
+        let emitted = tokens.len() - submit.prompt.len();
+        if emitted >= submit.limits.max_tokens as usize || tokens.len() >= context_tokens {
+            return (answer, FinishReason::Length);
+        }
+        let may_stop = emitted >= submit.limits.min_tokens as usize;
+        let choice = Choice {
+            params: &submit.sampling,
+            counts: &TokenCounts::new(&submit.prompt, &tokens[submit.prompt.len()..]),
+            banned: if may_stop { &[] } else { &submit.limits.stop_tokens },
+            index: emitted as u64,
+        };
+        let token = sampler.sample(&logits_after(&tokens), &choice).unwrap().token;
+        tokens.push(token);
+        answer.push(token);
+        if may_stop && submit.limits.stop_tokens.contains(&token) {
+            return (answer, FinishReason::Stop);
+        }
     }
 }
