@@ -152,7 +152,7 @@ impl Admission {
     /// Whether a request of `tokens` may join what waits.
     pub(crate) fn check(&self, waiting: Waiting, tokens: u64) -> Result<(), SubmitError> {
         let retry_after_s = self.retry_after_s(waiting);
-        if self.is_full(waiting) {
+        if waiting.requests >= self.limits.requests {
             let limit = self.limits.requests;
             return Err(SubmitError::QueueFull { waiting: waiting.requests, limit, retry_after_s });
         }

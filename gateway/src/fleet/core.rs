@@ -412,7 +412,7 @@ impl State {
                     worker = worker.0,
                     attempt = submit.attempt.0,
                     emitted = submit.emitted.len(),
-                    "request resumed"
+                    "request submitted again"
                 );
             }
             permit.send(ToWorker::Submit(Box::new(submit)));

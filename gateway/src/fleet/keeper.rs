@@ -60,18 +60,17 @@ pub(super) async fn run(post: Post, mut orders: mpsc::Receiver<DrainOrder>) {
     // Workers of one gateway, and of gateways started together, must not share their jitter.
     let seed = (u64::from(std::process::id()) << 32) | u64::from(post.id.0);
     let mut keeper = Keeper {
-        machine: Machine::new(post.timing, seed),
+        machine: Machine::new(post.timing, seed, now),
         watchdog: Watchdog::new(post.timing, now),
         epoch: 0,
         process: None,
-        last_exit: LastExit { exit: None, cause: None, stderr: Vec::new() },
+        last_exit: LastExit::unknown(),
         client: None,
         outbound: None,
         reports: None,
         loaded: None,
         post,
     };
-    keeper.feed(Event::Start).await;
     while keeper.machine.state() != WorkerState::Stopped {
         let event = keeper.next_event(&mut orders).await;
         keeper.feed(event).await;
@@ -225,7 +224,7 @@ impl Keeper {
     async fn spawn(&mut self) -> Event {
         self.remove_socket();
         self.epoch += 1;
-        self.last_exit = LastExit { exit: None, cause: None, stderr: Vec::new() };
+        self.last_exit = LastExit::unknown();
         let post = &self.post;
         match WorkerProcess::spawn(&post.spawner, &post.config, &post.socket, post.id.0).await {
             Ok(process) => {
@@ -266,6 +265,7 @@ impl Keeper {
         self.reports = None;
         self.outbound = None;
         self.last_exit.cause = self.machine.cause().map(str::to_owned);
+        self.last_exit.permanent = self.machine.is_failed_for_good();
         let reason = self.last_exit.reason();
         let crash = (blame == Blame::Suspect).then_some(reason.as_str());
         self.post.core.release(self.post.id, self.last_exit.clone(), crash);

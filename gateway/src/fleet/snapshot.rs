@@ -37,6 +37,18 @@ impl FleetSnapshot {
         self.queue_full.then(|| format!("overloaded: {} requests are waiting", self.waiting_requests))
     }
 
+    /// How the first worker ended, if every worker has failed and none is tried again: the gateway is of no use then.
+    pub fn permanent_failure(&self) -> Option<&LastExit> {
+        let lost = |worker: &WorkerSnapshot| {
+            worker.state == WorkerState::Failed
+                && worker.last_exit.as_ref().is_some_and(|exit| exit.permanent)
+        };
+        if !self.workers.iter().all(lost) {
+            return None;
+        }
+        self.workers.first()?.last_exit.as_ref()
+    }
+
     /// The model the fleet serves, once a worker has loaded it.
     pub fn model(&self) -> Option<&ModelInfo> {
         self.workers.iter().find_map(|worker| worker.model.as_ref())

@@ -60,9 +60,16 @@ pub struct LastExit {
     pub cause: Option<String>,
     /// The last lines it wrote to stderr, oldest first.
     pub stderr: Vec<String>,
+    /// Starting it again cannot help, and is not tried.
+    pub permanent: bool,
 }
 
 impl LastExit {
+    /// Nothing known yet.
+    pub(crate) fn unknown() -> Self {
+        Self { exit: None, cause: None, stderr: Vec::new(), permanent: false }
+    }
+
     /// One line: what went wrong, then how the process ended.
     pub fn reason(&self) -> String {
         let last_words = self.stderr.iter().rev().map(|line| line.trim()).find(|line| !line.is_empty());
@@ -104,11 +111,13 @@ mod tests {
             exit: Some(ExitKind::Code(65)),
             cause: None,
             stderr: vec!["loading".to_owned(), "gguf magic is wrong".to_owned(), " ".to_owned()],
+            permanent: true,
         };
         assert_eq!(exit.reason(), "gguf magic is wrong (exit code 65)");
         exit.cause = Some("no progress for 30 s".to_owned());
         assert_eq!(exit.reason(), "no progress for 30 s (exit code 65)");
-        exit = LastExit { exit: Some(ExitKind::Signal(9)), cause: None, stderr: Vec::new() };
+        exit =
+            LastExit { exit: Some(ExitKind::Signal(9)), cause: None, stderr: Vec::new(), permanent: false };
         assert_eq!(exit.reason(), "signal 9 (SIGKILL)");
     }
 }

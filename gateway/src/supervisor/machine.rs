@@ -75,8 +75,6 @@ impl std::fmt::Display for WorkerState {
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// The fleet starts.
-    Start,
     /// The process runs.
     Spawned,
     /// There is no process; the text names program and reason.
@@ -198,11 +196,11 @@ struct Life {
 }
 
 impl Machine {
-    /// A worker not started yet. `seed` sets its jitter.
-    pub(crate) fn new(timing: SupervisorTiming, seed: u64) -> Self {
+    /// A worker whose first start is due at once. `seed` sets its jitter.
+    pub(crate) fn new(timing: SupervisorTiming, seed: u64, now: Instant) -> Self {
         Self {
             timing,
-            phase: Phase::Stopped,
+            phase: Phase::Backoff { until: now },
             life: Life::default(),
             streak: 0,
             crashes: VecDeque::new(),
@@ -230,6 +228,11 @@ impl Machine {
         self.life.cause.as_deref()
     }
 
+    /// Whether the worker has failed and is not tried again.
+    pub(crate) fn is_failed_for_good(&self) -> bool {
+        self.phase == Phase::Failed { retry_at: None }
+    }
+
     /// When to send [`Event::Tick`] at the latest.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.phase {
@@ -244,7 +247,6 @@ impl Machine {
     /// Takes one event at `now`. Events that mean nothing in the present state change nothing.
     pub(crate) fn on(&mut self, event: Event, now: Instant) -> Vec<Action> {
         match (self.phase, event) {
-            (Phase::Stopped, Event::Start) => self.start(now),
             (Phase::Starting { .. }, Event::Spawned) => {
                 self.phase = Phase::Starting { until: now + self.timing.handshake };
                 vec![Action::Connect]
@@ -359,7 +361,7 @@ impl Machine {
         let permanent =
             self.life.permanent || (!self.life.killed && exit.is_some_and(ExitKind::is_permanent));
         // Work done, or a kill that says nothing about the worker, does not count for the circuit.
-        let counts = !self.life.useful && !(from_outside && self.life.was_ready);
+        let counts = !(self.life.useful || from_outside && self.life.was_ready);
         if counts {
             self.crashes.push_back(now);
         }
