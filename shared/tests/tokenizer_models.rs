@@ -2,6 +2,8 @@
 //! had, and generated tokens to its bytes. Runs over every model in `tests/golden/models`, and over those
 //! in the folder `ROCMFORGE_GOLDEN_MODELS` if that is set.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot read its data has failed")]
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 

@@ -11,13 +11,14 @@
 //! `unicode-normalization`, the search for special tokens from `aho-corasick`. Merging and splitting are our
 //! own, some 300 lines. The alternative, the `tokenizers` crate, wants a `tokenizer.json`, which a GGUF does
 //! not contain; rebuilding one would still leave the differences between the two worlds (SentencePiece byte
-//! fallback by score, `pre` names, kinds of tokens) to be patched around, brings some 40 crates and a C
-//! regex library, and splits with a backtracking regex engine that gives up on hostile text.
+//! fallback by score, `pre` names, kinds of tokens) to be patched around, brings dozens of crates and by
+//! default a regex library in C, and splits with a backtracking engine, which hostile text can exhaust.
 //!
 //! What it deliberately does not do: Unicode normalization for BPE (llama.cpp does none; the NFC of Qwen 2's
 //! published tokenizer matters only for text in decomposed form, and would make decoding lossy), the
 //! unigram model of T5, chat templates, incremental decoding (that is the gateway's detokenizer).
 
+mod build;
 mod bytes_as_text;
 mod clean_up;
 mod error;
@@ -34,10 +35,11 @@ mod wordpiece;
 mod words;
 
 use crate::gguf::Gguf;
+use build::Build;
 use merge::Merger;
 use pretokenize::{CleanUp, PreTokenizer};
-use special::{Fragment, Wanted};
-use vocabulary::{SPACE_SYMBOL, TextForm, Vocabulary};
+use special::{Fragment, SpecialSplitter, Wanted};
+use vocabulary::{SPACE_SYMBOL, Vocabulary};
 use wordpiece::WordPiece;
 use words::Words;
 
@@ -47,7 +49,7 @@ pub use source::{RoleIds, VocabularySource};
 /// A model's tokenizer.
 pub struct Tokenizer {
     vocabulary: Vocabulary,
-    special: special::SpecialTokens,
+    special: SpecialSplitter,
     scheme: Scheme,
     roles: RoleIds,
     end_of_generation: Vec<u32>,
@@ -113,7 +115,7 @@ impl Tokenizer {
             last: if build.add_eos { build.last.or(roles.eos) } else { None },
         };
         Ok(Self {
-            special: special::SpecialTokens::new(&vocabulary, source)?,
+            special: SpecialSplitter::new(&vocabulary, source)?,
             scheme: build.scheme,
             roles,
             end_of_generation,
@@ -281,102 +283,5 @@ fn split_before_spaces<'t>(text: &'t str, mut word: impl FnMut(&'t str)) {
     }
     if let Some(rest) = text.get(start..).filter(|rest| !rest.is_empty()) {
         word(rest);
-    }
-}
-
-/// What follows from the kind of tokenizer: the scheme, and defaults where the file is silent.
-struct Build {
-    scheme: Scheme,
-    form: TextForm,
-    roles: RoleIds,
-    add_bos: bool,
-    add_eos: bool,
-    /// What `add_eos` adds, if not EOS.
-    last: Option<u32>,
-    space_prefix: bool,
-    clean_up: CleanUp,
-}
-
-impl Build {
-    fn of(source: &VocabularySource<'_>, vocabulary: &Vocabulary) -> Result<Self, TokenizerError> {
-        match source.model {
-            "gpt2" => Self::byte_level(source, vocabulary),
-            "llama" => Ok(Self::sentence_piece(source, vocabulary)),
-            "bert" => Ok(Self::word_piece(source, vocabulary)),
-            other => Err(TokenizerError::UnsupportedModel(other.chars().take(64).collect())),
-        }
-    }
-
-    fn byte_level(source: &VocabularySource<'_>, vocabulary: &Vocabulary) -> Result<Self, TokenizerError> {
-        if source.merges.is_empty() {
-            return Err(TokenizerError::NoMerges);
-        }
-        let splitting = pretokenize::by_name(source.pre);
-        // Ids of GPT-2-like vocabularies that say nothing; llama.cpp's defaults.
-        let default_bos = if splitting.without_bos { None } else { Some(11) };
-        let roles = RoleIds {
-            bos: source.roles.bos.or(default_bos),
-            eos: source.roles.eos.or(Some(11)),
-            ..source.roles
-        };
-        Ok(Self {
-            scheme: Scheme::ByteLevel {
-                words: Words::byte_level(vocabulary, &source.merges, splitting.whole_words_first),
-                pre_tokenizer: splitting.pre_tokenizer,
-            },
-            form: TextForm::ByteAlphabet,
-            roles,
-            add_bos: source.add_bos.unwrap_or(splitting.add_bos),
-            add_eos: source.add_eos.unwrap_or(false),
-            last: None,
-            space_prefix: false,
-            clean_up: splitting.clean_up,
-        })
-    }
-
-    fn sentence_piece(source: &VocabularySource<'_>, vocabulary: &Vocabulary) -> Self {
-        let roles = RoleIds {
-            bos: source.roles.bos.or(Some(1)),
-            eos: source.roles.eos.or(Some(2)),
-            unknown: source.roles.unknown.or(Some(0)),
-            ..source.roles
-        };
-        let (words, words_stay_apart) = Words::scored(vocabulary, &source.scores, roles.unknown);
-        Self {
-            scheme: Scheme::SentencePiece { words, words_stay_apart },
-            form: TextForm::SpaceSymbols,
-            roles,
-            add_bos: source.add_bos.unwrap_or(true),
-            add_eos: source.add_eos.unwrap_or(false),
-            last: None,
-            space_prefix: true,
-            clean_up: CleanUp::Nothing,
-        }
-    }
-
-    fn word_piece(source: &VocabularySource<'_>, vocabulary: &Vocabulary) -> Self {
-        // The ids of BERT's own vocabulary, which files of its descendants leave out.
-        let given = source.roles;
-        let roles = RoleIds {
-            bos: given.bos.or(given.cls).or(Some(101)),
-            unknown: given.unknown.or(Some(100)),
-            separator: given.separator.or(Some(102)),
-            padding: given.padding.or(Some(0)),
-            mask: given.mask.or(Some(103)),
-            ..given
-        };
-        let lowercase = source.lowercase.unwrap_or(true);
-        let strip_accents = source.strip_accents.unwrap_or(lowercase);
-        Self {
-            scheme: Scheme::WordPiece(WordPiece::new(vocabulary, roles.unknown, lowercase, strip_accents)),
-            form: TextForm::SpaceSymbols,
-            roles,
-            // CLS and SEP are what the model was trained with; files cannot turn them off.
-            add_bos: true,
-            add_eos: true,
-            last: roles.separator,
-            space_prefix: false,
-            clean_up: CleanUp::Spaces,
-        }
     }
 }

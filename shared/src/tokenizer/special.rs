@@ -17,7 +17,7 @@ pub(super) enum Fragment<'t> {
 }
 
 /// The searchers for both ways of reading text.
-pub(super) struct SpecialTokens {
+pub(super) struct SpecialSplitter {
     all: Searcher,
     user_defined: Searcher,
 }
@@ -49,7 +49,7 @@ enum Strip {
     Right,
 }
 
-impl SpecialTokens {
+impl SpecialSplitter {
     pub(super) fn new(
         vocabulary: &Vocabulary,
         source: &VocabularySource<'_>,

@@ -40,32 +40,35 @@ const OTHERS: u8 = 2;
 impl Words {
     /// Byte-level BPE: `merges` are pairs of texts in the byte alphabet.
     pub(super) fn byte_level(vocabulary: &Vocabulary, merges: &[&str], whole_first: bool) -> Self {
-        let mut symbols: FastMap<Box<[u8]>, u32> = FastMap::default();
+        let mut whole: FastMap<Box<[u8]>, u32> = FastMap::default();
         for (id, text) in vocabulary.texts() {
             if let Some(bytes) = bytes_as_text::bytes_of(text) {
-                symbols.insert(bytes.into(), id);
+                whole.insert(bytes.into(), id);
             }
         }
-        let whole = symbols.clone();
-        let mut table = MergeTable::with_capacity(merges.len());
-        let mut next = vocabulary.len() as u32;
-        let mut symbol_of = |bytes: &[u8]| match symbols.get(bytes) {
-            Some(&symbol) => symbol,
-            None => {
-                let symbol = next;
-                next += 1;
-                symbols.insert(bytes.into(), symbol);
-                symbol
-            }
+        // Sides and products of merges that are no tokens: none in a sound file.
+        let mut intermediate: FastMap<Box<[u8]>, u32> = FastMap::default();
+        let mut symbol_of = |bytes: &[u8]| {
+            let next = (vocabulary.len() + intermediate.len()) as u32;
+            let known = whole.get(bytes).or_else(|| intermediate.get(bytes)).copied();
+            known.unwrap_or_else(|| *intermediate.entry(bytes.into()).or_insert(next))
         };
+        let mut table = MergeTable::with_capacity(merges.len());
+        let mut joined = Vec::new();
         for (rank, merge) in merges.iter().enumerate() {
-            let Some(pair) = split_merge(merge) else { continue };
-            let joined = [pair.0.as_slice(), pair.1.as_slice()].concat();
-            let [left, right, product] = [&pair.0, &pair.1, &joined].map(|bytes| symbol_of(bytes));
-            table.insert(left, right, rank as u32, product);
+            if let Some((left, right)) = split_merge(merge, &mut joined) {
+                let (left, right) = (symbol_of(left), symbol_of(right));
+                table.insert(left, right, rank as u32, symbol_of(&joined));
+            }
         }
-        let atoms =
-            std::array::from_fn(|byte| symbols.get([byte as u8].as_slice()).copied().unwrap_or(NO_SYMBOL));
+        let atoms = std::array::from_fn(|byte| {
+            let byte = [byte as u8];
+            whole
+                .get(byte.as_slice())
+                .or_else(|| intermediate.get(byte.as_slice()))
+                .copied()
+                .unwrap_or(NO_SYMBOL)
+        });
         let byte_tokens = std::array::from_fn(|byte| whole.get([byte as u8].as_slice()).copied());
         Self::new(vocabulary, whole, table, Atoms::Bytes(Box::new(atoms)), byte_tokens, whole_first)
     }
@@ -134,11 +137,10 @@ impl Words {
 
     /// Appends the tokens of `word` to `ids`.
     pub(super) fn encode(&self, word: &str, merger: &mut Merger, ids: &mut Vec<u32>) {
-        if let Some(&id) = self.whole.get(word.as_bytes()) {
-            if self.whole_first || self.merges_to_itself(id, word, merger) {
-                ids.push(id);
-                return;
-            }
+        let whole = self.whole.get(word.as_bytes()).copied();
+        if let Some(id) = whole.filter(|&id| self.whole_first || self.merges_to_itself(id, word, merger)) {
+            ids.push(id);
+            return;
         }
         let mut rest = word;
         while !rest.is_empty() {
@@ -192,12 +194,22 @@ impl Words {
     }
 }
 
-/// The two sides of a merge, as bytes. A side may itself start with the separator.
-fn split_merge(merge: &str) -> Option<(Vec<u8>, Vec<u8>)> {
+/// The two sides of a merge as bytes, which `joined` then holds one after the other. A side may itself
+/// start with the separator.
+fn split_merge<'j>(merge: &str, joined: &'j mut Vec<u8>) -> Option<(&'j [u8], &'j [u8])> {
     let first = merge.chars().next()?.len_utf8();
     let border = first + merge.get(first..)?.find(' ')?;
-    let (left, right) = (merge.get(..border)?, merge.get(border + 1..)?);
-    Some((bytes_as_text::bytes_of(left)?, bytes_as_text::bytes_of(right)?))
+    joined.clear();
+    let mut append = |side: &str| {
+        side.chars().try_for_each(|character| {
+            joined.push(bytes_as_text::byte_of(character)?);
+            Some(())
+        })
+    };
+    append(merge.get(..border)?)?;
+    append(merge.get(border + 1..)?)?;
+    let left_bytes = merge.get(..border)?.chars().count();
+    joined.split_at_checked(left_bytes)
 }
 
 /// Maps scores to integers in descending order: the highest score becomes the lowest number.
@@ -222,9 +234,13 @@ mod tests {
     }
 
     #[test]
-    fn a_merge_may_start_with_a_space() {
-        assert_eq!(split_merge("Ġ t"), Some((b" ".to_vec(), b"t".to_vec())));
-        assert_eq!(split_merge("ab"), None);
-        assert_eq!(split_merge(""), None);
+    fn merges_are_split_at_their_space() {
+        let split =
+            |merge| split_merge(merge, &mut Vec::new()).map(|(left, right)| (left.to_vec(), right.to_vec()));
+        assert_eq!(split("Ġ t"), Some((b" ".to_vec(), b"t".to_vec())));
+        assert_eq!(split("é Ġt"), Some((b"\xE9".to_vec(), b" t".to_vec())));
+        assert_eq!(split("ab"), None);
+        assert_eq!(split("€ a"), None);
+        assert_eq!(split(""), None);
     }
 }
