@@ -57,7 +57,13 @@ impl Batch {
 
     /// Appends a span: `tokens` at `first_position..` of a sequence whose blocks are `block_table`.
     /// `block_tokens` is the cache's block size. Returns the span's rows.
-    pub fn push(&mut self, tokens: &[TokenId], first_position: u32, block_table: &[u32], block_tokens: u32) -> Range<usize> {
+    pub fn push(
+        &mut self,
+        tokens: &[TokenId],
+        first_position: u32,
+        block_table: &[u32],
+        block_tokens: u32,
+    ) -> Range<usize> {
         let rows = self.tokens.len()..self.tokens.len() + tokens.len();
         self.tokens.extend_from_slice(tokens);
         for (position, _) in (first_position..).zip(tokens) {

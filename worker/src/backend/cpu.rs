@@ -12,8 +12,8 @@ use crate::model::weights::Tensor;
 use kernels::KernelError;
 use kernels::blocks::dequantize;
 use kernels::cpu::{
-    self, ActivationFormat, Activations, AlignedBuffer, AttentionBatch, AttentionParams, AttentionSpan, Cpu, KvCache,
-    KvLayout, KvRows, KvSlot, Matrix, QuantizedRows, RopeShape, RopeTable,
+    self, ActivationFormat, Activations, AlignedBuffer, AttentionBatch, AttentionParams, AttentionSpan, Cpu,
+    KvCache, KvLayout, KvRows, KvSlot, Matrix, QuantizedRows, RopeShape, RopeTable,
 };
 
 /// Computes on the threads of one [`Cpu`].
@@ -102,7 +102,12 @@ impl CpuBackend {
         Self { cpu, angles: RopeTable::compute(&[], &[], 1.0) }
     }
 
-    fn rotate(&self, x: &mut CpuRows, heads: usize, step: (&super::Attention, &Rope)) -> Result<(), BackendError> {
+    fn rotate(
+        &self,
+        x: &mut CpuRows,
+        heads: usize,
+        step: (&super::Attention, &Rope),
+    ) -> Result<(), BackendError> {
         let (attention, rope) = step;
         let pairing = match rope.pairing {
             RopePairing::Adjacent => cpu::RopePairing::Adjacent,
@@ -180,7 +185,13 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn rms_norm(&self, x: &CpuRows, gain: &Vec<f32>, eps: f32, out: &mut CpuRows) -> Result<(), BackendError> {
+    fn rms_norm(
+        &self,
+        x: &CpuRows,
+        gain: &Vec<f32>,
+        eps: f32,
+        out: &mut CpuRows,
+    ) -> Result<(), BackendError> {
         let values = out.prepare(x.rows)?;
         cpu::rms_norm(&self.cpu, x.values(), gain, eps, values).map_err(failed("rms_norm"))
     }
@@ -239,9 +250,11 @@ impl Backend for CpuBackend {
                 block_table: &batch.block_tables[span.blocks.clone()],
             })
             .collect();
-        let params = AttentionParams { heads: attention.heads, scale: attention.scale, window: None, softcap: None };
+        let params =
+            AttentionParams { heads: attention.heads, scale: attention.scale, window: None, softcap: None };
         let batch = AttentionBatch { q: q.values(), spans: &spans, params };
-        cpu::paged_attention(&self.cpu, cache, layer, &batch, out.prepare(q.rows)?).map_err(failed("paged_attention"))
+        cpu::paged_attention(&self.cpu, cache, layer, &batch, out.prepare(q.rows)?)
+            .map_err(failed("paged_attention"))
     }
 
     fn gated_activation(&self, gate: &CpuRows, up: &CpuRows, out: &mut CpuRows) -> Result<(), BackendError> {

@@ -167,9 +167,16 @@ pub trait Backend {
     /// Announces a step: uploads its arrays and computes what all layers share (rotation angles).
     fn begin_step(&mut self, batch: &Batch, rope: &Rope) -> Result<(), BackendError>;
     /// `out[r] = table[tokens[r]]`, `out` of the batch's rows.
-    fn embed(&self, table: &Self::Embedding, batch: &Batch, out: &mut Self::Rows) -> Result<(), BackendError>;
+    fn embed(&self, table: &Self::Embedding, batch: &Batch, out: &mut Self::Rows)
+    -> Result<(), BackendError>;
     /// Scales each row of `x` to unit root mean square, then multiplies by `gain` (Zhang & Sennrich 2019).
-    fn rms_norm(&self, x: &Self::Rows, gain: &Self::Vector, eps: f32, out: &mut Self::Rows) -> Result<(), BackendError>;
+    fn rms_norm(
+        &self,
+        x: &Self::Rows,
+        gain: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
     /// The same over each head of `x` `[rows, heads·gain.len()]`, in place.
     fn head_norm(&self, x: &mut Self::Rows, gain: &Self::Vector, eps: f32) -> Result<(), BackendError>;
     /// Multiplies `x` by every product's matrix. `x` is mutable for the quantized copy it caches.
@@ -185,7 +192,12 @@ pub trait Backend {
         out: &mut Self::Rows,
     ) -> Result<(), BackendError>;
     /// `out = silu(gate) · up` (Shazeer 2020, SwiGLU).
-    fn gated_activation(&self, gate: &Self::Rows, up: &Self::Rows, out: &mut Self::Rows) -> Result<(), BackendError>;
+    fn gated_activation(
+        &self,
+        gate: &Self::Rows,
+        up: &Self::Rows,
+        out: &mut Self::Rows,
+    ) -> Result<(), BackendError>;
     /// `out[i] = x[rows[i]]`
     fn gather(&self, x: &Self::Rows, rows: &[usize], out: &mut Self::Rows) -> Result<(), BackendError>;
     /// The rows as host memory.

@@ -4,7 +4,8 @@
 //! quantized activations or a half-precision cache. It is single-threaded and slow on purpose.
 
 use super::{
-    Accumulate, AttentionStep, BLOCK_TOKENS, Backend, BackendError, CacheShape, KvStep, Product, Rope, RopePairing,
+    Accumulate, AttentionStep, BLOCK_TOKENS, Backend, BackendError, CacheShape, KvStep, Product, Rope,
+    RopePairing,
 };
 use crate::batch::{Batch, KvSlot};
 use crate::model::weights::Tensor;
@@ -137,7 +138,12 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn embed(&self, table: &ReferenceMatrix, batch: &Batch, out: &mut ReferenceRows) -> Result<(), BackendError> {
+    fn embed(
+        &self,
+        table: &ReferenceMatrix,
+        batch: &Batch,
+        out: &mut ReferenceRows,
+    ) -> Result<(), BackendError> {
         out.resize(batch.tokens.len());
         for (row, token) in batch.tokens.iter().enumerate() {
             let token = *token as usize;
@@ -178,8 +184,10 @@ impl Backend for ReferenceBackend {
             product.out.resize(x.rows());
             for row in 0..x.rows() {
                 let outputs = product.out.row_mut(row);
-                for (index, (out, weights)) in
-                    outputs.iter_mut().zip(product.weight.values.chunks_exact(product.weight.cols)).enumerate()
+                for (index, (out, weights)) in outputs
+                    .iter_mut()
+                    .zip(product.weight.values.chunks_exact(product.weight.cols))
+                    .enumerate()
                 {
                     let bias = product.bias.map_or(0.0, |bias| f64::from(bias[index]));
                     let sum = dot(x.row(row), weights) + bias;
@@ -193,7 +201,11 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn rope_and_store_kv(&self, step: KvStep<'_, Self>, cache: &mut ReferenceCache) -> Result<(), BackendError> {
+    fn rope_and_store_kv(
+        &self,
+        step: KvStep<'_, Self>,
+        cache: &mut ReferenceCache,
+    ) -> Result<(), BackendError> {
         let KvStep { layer, batch, attention, rope, q, k, v } = step;
         for (row, (position, slot)) in batch.positions.iter().zip(&batch.slots).enumerate() {
             for heads in [q.row_mut(row), k.row_mut(row)] {
@@ -231,7 +243,8 @@ impl Backend for ReferenceBackend {
                     let scores: Vec<f64> = (0..=last)
                         .map(|position| {
                             let start = entry(position) + offset;
-                            dot(query, &cache.keys[start..start + attention.head_dim]) * f64::from(attention.scale)
+                            dot(query, &cache.keys[start..start + attention.head_dim])
+                                * f64::from(attention.scale)
                         })
                         .collect();
                     let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

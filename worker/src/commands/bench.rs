@@ -55,7 +55,8 @@ pub fn run(args: &BenchArgs) -> Result<(), CommandError> {
     let kv_type = args.device.kv_type.into();
     let (model, _) =
         args.device.backend()?.load(&opened, blocks as usize, kv_type, &mut |_| ()).map_err(&wrong)?;
-    let mut bench = Bench { model, vocab_size: opened.spec().vocab_size as u32, threads: args.device.thread_count() };
+    let mut bench =
+        Bench { model, vocab_size: opened.spec().vocab_size as u32, threads: args.device.thread_count() };
     let mut results = Vec::new();
     if args.prompt > 0 {
         let rate = best_of(args.repeat, || bench.prefill(args.prompt)).map_err(&wrong)?;
@@ -127,7 +128,6 @@ fn best_of(repeat: u32, mut test: impl FnMut() -> Result<f64, ModelError>) -> Re
     }
     Ok(best)
 }
-
 
 fn print(results: &[Measurement], json: bool) -> Result<(), CommandError> {
     if json {

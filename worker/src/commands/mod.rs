@@ -113,6 +113,14 @@ pub enum CommandError {
     /// Something failed while running.
     #[error("{0}")]
     Runtime(String),
+    /// Serving ended with an error that brings its own exit code.
+    #[error("{message}")]
+    Served {
+        /// What the process returns.
+        exit_code: ExitCode,
+        /// One line.
+        message: String,
+    },
 }
 
 impl CommandError {
@@ -123,6 +131,7 @@ impl CommandError {
             Self::Model { .. } => ExitCode::ModelFile,
             Self::Configuration(_) => ExitCode::Configuration,
             Self::Runtime(_) => ExitCode::Runtime,
+            Self::Served { exit_code, .. } => *exit_code,
         }
     }
 

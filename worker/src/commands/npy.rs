@@ -8,7 +8,7 @@ const ALIGNMENT: usize = 64;
 const MAGIC: &[u8] = b"\x93NUMPY\x01\x00";
 
 /// Writes `values` as a C-ordered array of `shape` to `path`.
-pub fn write(path: &Path, shape: [usize; 2], values: &[f32]) -> io::Result<()> {
+pub(super) fn write(path: &Path, shape: [usize; 2], values: &[f32]) -> io::Result<()> {
     let mut file = io::BufWriter::new(std::fs::File::create(path)?);
     let dict = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {}), }}", shape[0], shape[1]);
     let unpadded = MAGIC.len() + size_of::<u16>() + dict.len() + 1;

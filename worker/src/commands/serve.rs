@@ -1,14 +1,151 @@
-//! `serve`: temporary until the engine lands.
-use super::{CommandError, DeviceArgs};
+//! `serve`: loads a model on its own thread and serves one gateway at a time over a Unix socket.
+
+use super::{CommandError, Device, DeviceArgs, context_tokens, physical_cores, total_memory_bytes};
+use crate::backend::BLOCK_TOKENS;
+use crate::engine::{Engine, resident_bytes};
+use crate::ipc_server::{self, LoadFailure, Loader};
+use crate::model;
+use crate::scheduler::{PrefixCache, SchedulerConfig};
 use clap::Args;
+use shared::error::one_line;
+use shared::ipc::message::{DeviceInfo, WorkerLimits};
+use shared::ipc::transport::Listener;
+use std::path::PathBuf;
+
 /// Arguments of `serve`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
+    /// Unix socket to listen on, in a directory of mode 0700.
+    #[arg(long)]
+    pub socket: PathBuf,
+    /// GGUF file (any part of a split one).
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Positions a sequence can have; default: what the model was trained for, at most 8192.
+    #[arg(long, env = "ROCMFORGE_CTX_SIZE", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ctx_size: Option<u32>,
+    /// Sequences computed at once.
+    #[arg(long, env = "ROCMFORGE_SEQUENCES_MAX", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub sequences_max: u32,
+    /// Requests that may wait for a place beyond these.
+    #[arg(long, env = "ROCMFORGE_WAITING_MAX", default_value_t = 1024)]
+    pub waiting_max: u32,
+    /// Most tokens computed in one step: bounds the pause a long prompt makes in everybody's stream.
+    #[arg(long, env = "ROCMFORGE_STEP_TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub step_tokens: u32,
+    /// Compute every prompt as if none had been seen before.
+    #[arg(long)]
+    pub no_prefix_cache: bool,
+    /// End when this process, which must be the parent, is gone. The gateway passes its own id; without it the
+    /// worker outlives gateways, as under systemd.
+    #[arg(long)]
+    pub parent_pid: Option<i32>,
     /// What to compute on.
     #[command(flatten)]
     pub device: DeviceArgs,
 }
-/// Runs the command.
-pub fn run(_args: &ServeArgs) -> Result<(), CommandError> {
-    Err(CommandError::Runtime("not yet".to_owned()))
+
+/// Runs the command until the gateway says shutdown or a signal ends the process.
+pub fn run(args: &ServeArgs) -> Result<(), CommandError> {
+    if let Some(parent) = args.parent_pid {
+        end_with_parent(parent)?;
+    }
+    let device = device_info(&args.device)?;
+    let (loader, loading) = ipc_server::loading();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CommandError::Runtime(format!("start the runtime: {error}")))?;
+    runtime.block_on(async {
+        let listener =
+            Listener::bind(&args.socket).map_err(|error| CommandError::Configuration(one_line(&error)))?;
+        let engine_args = args.clone();
+        std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || load_and_run(&engine_args, loader))
+            .map_err(|error| CommandError::Runtime(format!("start the engine's thread: {error}")))?;
+        ipc_server::serve(listener, device, loading)
+            .await
+            .map_err(|error| CommandError::Served { exit_code: error.exit_code(), message: one_line(&error) })
+    })
+}
+
+/// Body of the engine's thread.
+fn load_and_run(args: &ServeArgs, loader: Loader) {
+    match load(args, &loader) {
+        Ok((info, engine)) => loader.run(info, engine),
+        Err(error) => {
+            loader.fail(LoadFailure { message: one_line(&error), exit_code: error.exit_code() });
+        }
+    }
+}
+
+type Loaded = (shared::ipc::message::ModelInfo, Engine<super::AnyModel>);
+
+fn load(args: &ServeArgs, loader: &Loader) -> Result<Loaded, CommandError> {
+    let wrong = CommandError::model(&args.model);
+    let opened = model::open(&args.model).map_err(&wrong)?;
+    let context = context_tokens(args.ctx_size, &opened);
+    let budget = args.device.cache_budget(&opened, context);
+    let kv_blocks = opened.kv_blocks(budget, context);
+    let mut progress = |at: model::LoadProgress| loader.progress(at.done_bytes, at.total_bytes);
+    let start = std::time::Instant::now();
+    let (model, weight_bytes) =
+        args.device.backend()?.load(&opened, kv_blocks, budget.kv_type, &mut progress).map_err(&wrong)?;
+    tracing::info!(
+        model = %args.model.display(),
+        weight_bytes,
+        kv_blocks,
+        context_tokens = context,
+        load_ms = start.elapsed().as_millis() as u64,
+        "model loaded"
+    );
+    let config = SchedulerConfig {
+        limits: WorkerLimits {
+            context_tokens: context,
+            sequences: args.sequences_max,
+            waiting: args.waiting_max,
+            // A pool past u32 would take petabytes.
+            kv_blocks: u32::try_from(kv_blocks).unwrap_or(u32::MAX),
+            kv_block_tokens: BLOCK_TOKENS,
+        },
+        step_tokens: args.step_tokens,
+        vocab_size: opened.spec().vocab_size as u32,
+        prefix_cache: if args.no_prefix_cache { PrefixCache::Off } else { PrefixCache::On },
+    };
+    Ok((opened.info(weight_bytes), Engine::new(model, config, resident_bytes)))
+}
+
+/// Asks to be killed with the parent, and refuses to start when it is gone already.
+fn end_with_parent(parent: i32) -> Result<(), CommandError> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
+        .map_err(|error| CommandError::Runtime(format!("ask to end with the parent: {error}")))?;
+    let actual = nix::unistd::getppid().as_raw();
+    if actual == parent {
+        return Ok(());
+    }
+    Err(CommandError::Configuration(format!("--parent-pid is {parent}, but the parent is {actual}")))
+}
+
+fn device_info(args: &DeviceArgs) -> Result<DeviceInfo, CommandError> {
+    let backend = match args.device {
+        Device::Reference => "reference",
+        Device::Auto | Device::Cpu | Device::Hip => "cpu",
+    };
+    Ok(DeviceInfo {
+        backend: backend.to_owned(),
+        name: format!("{} ({})", processor_name(), args.isa()?.name()),
+        units: u32::try_from(args.thread_count()).unwrap_or(u32::MAX),
+        memory_total_bytes: total_memory_bytes(),
+    })
+}
+
+/// The processor's name from /proc/cpuinfo, else its architecture and number of cores.
+fn processor_name() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(
+        || format!("{} with {} cores", std::env::consts::ARCH, physical_cores()),
+        |(_, name)| name.trim().to_owned(),
+    )
 }

@@ -53,7 +53,8 @@ impl Opened {
         for tensor in self.gguf.tensors().filter(|tensor| tensor.dims().len() > 1) {
             *by_type.entry(tensor.kind.name()).or_default() += tensor.elements() as u64;
         }
-        let quantization = by_type.iter().max_by_key(|(_, elements)| **elements).map_or("none", |(name, _)| name);
+        let quantization =
+            by_type.iter().max_by_key(|(_, elements)| **elements).map_or("none", |(name, _)| name);
         ModelInfo {
             architecture: self.spec.architecture.clone(),
             name: if self.spec.name.is_empty() { self.path_stem.clone() } else { self.spec.name.clone() },

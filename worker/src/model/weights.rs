@@ -166,7 +166,8 @@ impl<B: Backend> Weights<B> {
 
     /// Bytes of all matrices on the device.
     pub fn bytes(&self, backend: &B) -> u64 {
-        let layers = self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.attn_output, &l.gate, &l.up, &l.down]);
+        let layers =
+            self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.attn_output, &l.gate, &l.up, &l.down]);
         layers.chain([&self.output]).map(|linear| backend.matrix_bytes(&linear.weight) as u64).sum()
     }
 }

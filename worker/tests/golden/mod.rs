@@ -56,7 +56,9 @@ impl Runner {
     fn load(&self, path: &std::path::Path, blocks: usize) -> AnyModel {
         let opened = model::open(path).expect("golden model opens");
         match self.isa {
-            None => Box::new(opened.load(ReferenceBackend, blocks, self.kv_type, &mut |_| ()).expect("loads")),
+            None => {
+                Box::new(opened.load(ReferenceBackend, blocks, self.kv_type, &mut |_| ()).expect("loads"))
+            }
             Some(isa) => {
                 // Two threads even on one core, so that work is split.
                 let backend = CpuBackend::new(Cpu::new(isa, 2).expect("available instruction set"));
@@ -192,7 +194,13 @@ impl Golden {
     }
 
     /// Follows the golden greedy path until a margin is too small to tell.
-    pub(crate) fn greedy_continues_alike(&self, runner: &Runner, file: &str, greedy: &[Greedy], tolerance: f64) {
+    pub(crate) fn greedy_continues_alike(
+        &self,
+        runner: &Runner,
+        file: &str,
+        greedy: &[Greedy],
+        tolerance: f64,
+    ) {
         let mut steps = 0;
         for (prompt, greedy) in self.prompts().iter().zip(greedy) {
             let mut session = Session::new(self, runner, file);
@@ -353,7 +361,13 @@ impl Agreement {
         assert!(self.rows > 0, "{what}: nothing compared");
         let found = format!(
             "{what}: max abs {:.2e} (limit {:.2e}), KL {:.2e} (limit {:.2e}), same top {} of {} (margins lost: {:?})",
-            self.max_abs, tolerance.max_abs, self.max_kl, tolerance.max_kl, self.same_top, self.rows, self.lost_margins
+            self.max_abs,
+            tolerance.max_abs,
+            self.max_kl,
+            tolerance.max_kl,
+            self.same_top,
+            self.rows,
+            self.lost_margins
         );
         println!("{found}");
         assert!(self.max_abs <= tolerance.max_abs, "{found}");
