@@ -1,11 +1,13 @@
 //! Paged attention against f64, and the same bits however the same rows are batched, chunked, paged or threaded.
 
+#![expect(clippy::unwrap_used, reason = "a failed call fails the test")]
+
 mod sample;
 
 use half::f16;
 use kernels::cpu::{
-    AttentionBatch, AttentionParams, AttentionSpan, BLOCK_TOKENS, Cpu, Isa, KvCache, KvLayout, KvRows, KvSlot,
-    KvType, paged_attention, store_kv,
+    AttentionBatch, AttentionParams, AttentionSpan, BLOCK_TOKENS, Cpu, Isa, KvCache, KvLayout, KvRows,
+    KvSlot, KvType, paged_attention, store_kv,
 };
 use proptest::prelude::*;
 use sample::{assert_close, assert_same_bits, floats, same_everywhere};

@@ -1,5 +1,7 @@
 //! The thread pool seen through `Cpu::for_each_chunk`: every index once, panics passed on, no processor time idle.
 
+#![expect(clippy::unwrap_used, reason = "a failed call fails the test")]
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

@@ -60,25 +60,34 @@ impl Kernel for Gated<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         match self.kind {
-            Gate::Silu => self.each(s, silu),
-            Gate::GeluTanh => self.each(s, gelu_tanh),
-            Gate::GeluErf => self.each(s, gelu_erf),
+            Gate::Silu => self.each::<S, Silu>(s),
+            Gate::GeluTanh => self.each::<S, GeluTanh>(s),
+            Gate::GeluErf => self.each::<S, GeluErf>(s),
         }
     }
 }
 
 impl Gated<'_> {
     #[inline(always)]
-    fn each<S: Simd>(self, s: S, f: impl Fn(S, S::F) -> S::F) {
+    fn each<S: Simd, C: Curve>(self, s: S) {
         let (gates, gate_tail) = self.gate.as_chunks::<LANES>();
         let (ups, up_tail) = self.up.as_chunks::<LANES>();
         let (outs, out_tail) = self.out.as_chunks_mut::<LANES>();
         for ((gate, up), out) in gates.iter().zip(ups).zip(outs) {
-            s.store(s.mul(f(s, s.load(gate)), s.load(up)), out);
+            s.store(s.mul(C::at(s, s.load(gate)), s.load(up)), out);
         }
-        s.store_part(s.mul(f(s, s.load_part(gate_tail)), s.load_part(up_tail)), out_tail);
+        s.store_part(s.mul(C::at(s, s.load_part(gate_tail)), s.load_part(up_tail)), out_tail);
     }
 }
+
+/// A function of one variable. A type rather than a closure, which would not be inlined (see `math`).
+trait Curve {
+    fn at<S: Simd>(s: S, x: S::F) -> S::F;
+}
+
+struct Silu;
+struct GeluTanh;
+struct GeluErf;
 
 /// x · sigmoid(slope)
 #[inline(always)]
@@ -87,23 +96,29 @@ fn sigmoid_times<S: Simd>(s: S, x: S::F, slope: S::F) -> S::F {
     s.div(x, s.add(s.splat(1.0), fallen))
 }
 
-#[inline(always)]
-fn silu<S: Simd>(s: S, x: S::F) -> S::F {
-    sigmoid_times(s, x, x)
+impl Curve for Silu {
+    #[inline(always)]
+    fn at<S: Simd>(s: S, x: S::F) -> S::F {
+        sigmoid_times(s, x, x)
+    }
 }
 
-/// ½ x (1 + tanh u) = x · sigmoid(2u) with u = √(2/π) (x + 0.044715 x³).
-#[inline(always)]
-fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
-    const TWICE_ROOT: f32 = 1.595_769_1;
-    let cubic = s.fma(s.mul(s.splat(0.044_715), s.mul(x, x)), x, x);
-    sigmoid_times(s, x, s.mul(s.splat(TWICE_ROOT), cubic))
+impl Curve for GeluTanh {
+    /// ½ x (1 + tanh u) = x · sigmoid(2u) with u = √(2/π) (x + 0.044715 x³).
+    #[inline(always)]
+    fn at<S: Simd>(s: S, x: S::F) -> S::F {
+        const TWICE_ROOT: f32 = 1.595_769;
+        let cubic = s.fma(s.mul(s.splat(0.044_715), s.mul(x, x)), x, x);
+        sigmoid_times(s, x, s.mul(s.splat(TWICE_ROOT), cubic))
+    }
 }
 
-#[inline(always)]
-fn gelu_erf<S: Simd>(s: S, x: S::F) -> S::F {
-    let half = s.mul(s.splat(0.5), x);
-    s.fma(half, math::erf(s, s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2))), half)
+impl Curve for GeluErf {
+    #[inline(always)]
+    fn at<S: Simd>(s: S, x: S::F) -> S::F {
+        let half = s.mul(s.splat(0.5), x);
+        s.fma(half, math::erf(s, s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2))), half)
+    }
 }
 
 /// The index and value of the greatest element, the first of equals; not-a-numbers are passed over. `None` if

@@ -10,6 +10,17 @@ use super::super::kv_cache::{BLOCK_TOKENS, KvElement, Tiles};
 use super::super::math::{self, Kernel, LANES, Simd};
 use super::{AttentionParams, PARTITION};
 
+/// 0, 1, … 15.
+const LANE_NUMBERS: [f32; LANES] = {
+    let mut numbers = [0.0; LANES];
+    let mut lane = 1;
+    while lane < LANES {
+        numbers[lane] = numbers[lane - 1] + 1.0;
+        lane += 1;
+    }
+    numbers
+};
+
 /// What is known of a query vector after some partitions: weighted values, then the greatest score and the sum
 /// of weights relative to it.
 #[derive(Clone, Copy)]
@@ -105,26 +116,42 @@ impl<T: KvElement> Kernel for Partition<'_, T> {
         // Many pairs use a widened copy, few widen as they go.
         let mut wide =
             if pairs > 8 { vec![[0.0; LANES]; self.head_dim.max(self.record.value_dim)] } else { vec![] };
-        for block in blocks.clone() {
-            let keys = self.tiles.keys(self.blocks[block], self.kv_head);
+        let mut block = blocks.start;
+        while block < blocks.end {
+            let keys = |ahead: usize| self.tiles.keys(self.blocks[block + ahead], self.kv_head);
             let scores = &mut scores[block * BLOCK_TOKENS..];
-            if pairs > 8 {
-                widen(s, keys, &mut wide);
-                dot_products(s, &wide[..self.head_dim], self.q, scores);
+            block += if pairs > 8 {
+                widen(s, keys(0), &mut wide);
+                dot_products(s, [&wide[..self.head_dim]], [&wide], self.q, scores)
             } else {
-                dot_products(s, keys, self.q, scores);
-            }
+                // Few queries have too few sums of their own to keep the multipliers busy.
+                let left = blocks.end - block;
+                let values = self.tiles.values(self.blocks[blocks.start], self.kv_head);
+                let next = |ahead: usize| if ahead < left { keys(ahead) } else { values };
+                match left {
+                    4.. if pairs <= 2 => {
+                        let next = [next(4), next(5), next(6), next(7)];
+                        dot_products(s, [keys(0), keys(1), keys(2), keys(3)], next, self.q, scores)
+                    }
+                    2.. if pairs < 8 => {
+                        dot_products(s, [keys(0), keys(1)], [next(2), next(3)], self.q, scores)
+                    }
+                    _ => dot_products(s, [keys(0)], [next(1)], self.q, scores),
+                }
+            };
         }
         for (pair, scores) in scores.chunks_exact_mut(PARTITION).enumerate() {
             self.softmax(s, pair, scores);
         }
-        for block in blocks {
-            let values = self.tiles.values(self.blocks[block], self.kv_head);
+        for block in blocks.clone() {
+            let values = |block: usize| self.tiles.values(self.blocks[block], self.kv_head);
+            let (values, next) = (values(block), values((block + 1).min(blocks.end - 1)));
             if pairs > 8 {
                 widen(s, values, &mut wide);
-                self.add_values(s, &wide[..values.len()], block, &scores);
+                let wide = &wide[..values.len()];
+                self.add_values(s, [wide, wide], block, &scores);
             } else {
-                self.add_values(s, values, block, &scores);
+                self.add_values(s, [values, next], block, &scores);
             }
         }
     }
@@ -155,7 +182,7 @@ impl<T: KvElement> Partition<'_, T> {
         if seen.is_empty() {
             return;
         }
-        let lanes = s.load(&std::array::from_fn(|lane| lane as f32));
+        let lanes = s.load(&LANE_NUMBERS);
         let none = s.splat(f32::NEG_INFINITY);
         let mut highest = none;
         let scores = scores.as_chunks_mut::<LANES>().0;
@@ -185,12 +212,13 @@ impl<T: KvElement> Partition<'_, T> {
         self.part[state + 1] = s.sum(sum);
     }
 
-    /// Adds the values of a block, times their weights, to the records of the pairs that see them.
+    /// Adds the values of a block, times their weights, to the records of the pairs that see them. `values` are
+    /// the block's and those to fetch ahead.
     #[inline(always)]
     fn add_values<S: Simd, V: KvElement>(
         &mut self,
         s: S,
-        values: &[[V; LANES]],
+        values: [&[[V; LANES]]; 2],
         block: usize,
         weights: &[f32],
     ) {
@@ -228,6 +256,12 @@ fn rows_at_once<S: Simd>(_: S, left: usize) -> usize {
     }
 }
 
+/// Whether vector `index` of a row of vectors of `T` begins a cache line (when the row does).
+#[inline(always)]
+fn starts_line<T>(index: usize) -> bool {
+    (index * size_of::<[T; LANES]>()).is_multiple_of(64)
+}
+
 #[inline(always)]
 fn widen<S: Simd, T: KvElement>(s: S, from: &[[T; LANES]], to: &mut [[f32; LANES]]) {
     for (from, to) in from.iter().zip(to) {
@@ -235,42 +269,68 @@ fn widen<S: Simd, T: KvElement>(s: S, from: &[[T; LANES]], to: &mut [[f32; LANES
     }
 }
 
-/// The products of every query with the sixteen keys of a block. `scores` has a row of [`PARTITION`] for each
-/// query and begins at the block's column.
+/// The products of every query with the keys of B neighbouring blocks. `scores` has a row of [`PARTITION`] for
+/// each query and begins at the first block's column. `next` is fetched ahead. Returns B.
 #[inline(always)]
-fn dot_products<S: Simd, K: KvElement>(s: S, keys: &[[K; LANES]], q: &[f32], scores: &mut [f32]) {
-    let dim = keys.len();
+fn dot_products<S: Simd, K: KvElement, const B: usize>(
+    s: S,
+    keys: [&[[K; LANES]]; B],
+    next: [&[[K; LANES]]; B],
+    q: &[f32],
+    scores: &mut [f32],
+) -> usize {
+    let dim = keys[0].len();
     let pairs = q.len() / dim;
     let mut pair = 0;
     while pair < pairs {
         let (q, scores) = (&q[pair * dim..], &mut scores[pair * PARTITION..]);
         let count = rows_at_once(s, pairs - pair);
         match count {
-            8 => dot_rows::<S, K, 8>(s, keys, q, scores),
-            4 => dot_rows::<S, K, 4>(s, keys, q, scores),
-            2 => dot_rows::<S, K, 2>(s, keys, q, scores),
-            _ => dot_rows::<S, K, 1>(s, keys, q, scores),
+            8 => dot_rows::<S, K, B, 8>(s, keys, next, q, scores),
+            4 => dot_rows::<S, K, B, 4>(s, keys, next, q, scores),
+            2 => dot_rows::<S, K, B, 2>(s, keys, next, q, scores),
+            _ => dot_rows::<S, K, B, 1>(s, keys, next, q, scores),
         }
         pair += count;
     }
+    B
 }
 
 #[inline(always)]
-fn dot_rows<S: Simd, K: KvElement, const R: usize>(s: S, keys: &[[K; LANES]], q: &[f32], scores: &mut [f32]) {
-    let dim = keys.len();
-    let rows: [&[f32]; R] = std::array::from_fn(|row| &q[row * dim..(row + 1) * dim]);
-    let mut sums = [s.splat(0.0); R];
-    for (d, key) in keys.iter().enumerate() {
-        let key = K::widen(s, key);
-        for (sum, row) in sums.iter_mut().zip(rows) {
-            // SAFETY: each row has `dim` elements, as many as there are keys.
-            let q = unsafe { *row.get_unchecked(d) };
-            *sum = s.fma(s.splat(q), key, *sum);
+fn dot_rows<S: Simd, K: KvElement, const B: usize, const R: usize>(
+    s: S,
+    keys: [&[[K; LANES]]; B],
+    next: [&[[K; LANES]]; B],
+    q: &[f32],
+    scores: &mut [f32],
+) {
+    let dim = keys[0].len();
+    let q = &q[..R * dim];
+    assert!(keys.iter().all(|keys| keys.len() == dim), "tiles of one cache are of one size");
+    assert!(next.iter().all(|next| next.len() >= dim), "what comes next is as long");
+    let mut sums = [[s.splat(0.0); B]; R];
+    for d in 0..dim {
+        let mut wide = [s.splat(0.0); B];
+        for ((wide, keys), next) in wide.iter_mut().zip(keys).zip(next) {
+            // SAFETY: d < dim, and all have `dim` keys.
+            *wide = K::widen(s, unsafe { keys.get_unchecked(d) });
+            if starts_line::<K>(d) {
+                // SAFETY: d < dim, and all have at least `dim` vectors.
+                s.prefetch(unsafe { next.get_unchecked(d) });
+            }
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: row < R and d < dim, so this is inside `q` as cut above.
+            let q = s.splat(unsafe { *q.get_unchecked(row * dim + d) });
+            for (sum, &key) in sums.iter_mut().zip(&wide) {
+                *sum = s.fma(q, key, *sum);
+            }
         }
     }
-    for (row, sum) in sums.into_iter().enumerate() {
-        if let Some(scores) = scores[row * PARTITION..].first_chunk_mut() {
-            s.store(sum, scores);
+    for (row, sums) in sums.iter().enumerate() {
+        let scores = &mut scores[row * PARTITION..][..B * LANES];
+        for (sum, to) in sums.iter().zip(scores.as_chunks_mut().0) {
+            s.store(*sum, to);
         }
     }
 }
@@ -279,54 +339,64 @@ fn dot_rows<S: Simd, K: KvElement, const R: usize>(s: S, keys: &[[K; LANES]], q:
 #[inline(always)]
 fn add_weighted<S: Simd, V: KvElement, const R: usize, const C: usize>(
     s: S,
-    values: &[[V; LANES]],
+    values: [&[[V; LANES]]; 2],
     tokens: Range<usize>,
     weights: &[f32],
     records: &mut [f32],
     len: usize,
 ) {
-    let vectors = values.len() / BLOCK_TOKENS;
-    let rows: [&[f32]; R] = std::array::from_fn(|row| &weights[row * PARTITION..][..BLOCK_TOKENS]);
+    let vectors = values[0].len() / BLOCK_TOKENS;
     let whole = vectors - vectors % C;
     for first in (0..whole).step_by(C) {
-        add_columns::<S, V, R, C>(s, values, first, tokens.clone(), rows, records, len);
+        add_columns::<S, V, R, C>(s, values, first, tokens.clone(), weights, records, len);
     }
     for first in whole..vectors {
-        add_columns::<S, V, R, 1>(s, values, first, tokens.clone(), rows, records, len);
+        add_columns::<S, V, R, 1>(s, values, first, tokens.clone(), weights, records, len);
     }
 }
 
 #[inline(always)]
 fn add_columns<S: Simd, V: KvElement, const R: usize, const C: usize>(
     s: S,
-    values: &[[V; LANES]],
+    values: [&[[V; LANES]]; 2],
     first: usize,
     tokens: Range<usize>,
-    weights: [&[f32]; R],
+    weights: &[f32],
     records: &mut [f32],
     len: usize,
 ) {
-    let vectors = values.len() / BLOCK_TOKENS;
-    let columns = |row: usize| row * len + first * LANES..row * len + (first + C) * LANES;
+    let vectors = values[0].len() / BLOCK_TOKENS;
+    let weights = &weights[..(R - 1) * PARTITION + BLOCK_TOKENS];
     let mut sums = [[s.splat(0.0); C]; R];
     for (row, sums) in sums.iter_mut().enumerate() {
-        for (sum, from) in sums.iter_mut().zip(records[columns(row)].as_chunks().0) {
+        let from = &records[row * len + first * LANES..][..C * LANES];
+        for (sum, from) in sums.iter_mut().zip(from.as_chunks().0) {
             *sum = s.load(from);
         }
     }
     for token in tokens {
-        let value = &values[token * vectors + first..][..C];
-        for (column, value) in value.iter().enumerate() {
-            let value = V::widen(s, value);
-            for row in 0..R {
-                // SAFETY: sixteen weights in each row, and `token` is inside a block.
-                let weight = unsafe { *weights[row].get_unchecked(token) };
-                sums[row][column] = s.fma(s.splat(weight), value, sums[row][column]);
+        let [value, next] = values;
+        let value = &value[token * vectors + first..][..C];
+        for (column, next) in next[token * vectors + first..][..C].iter().enumerate() {
+            if starts_line::<V>(column) {
+                s.prefetch(next);
+            }
+        }
+        let mut wide = [s.splat(0.0); C];
+        for (wide, value) in wide.iter_mut().zip(value) {
+            *wide = V::widen(s, value);
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: row < R, and token < 16 since the values are 16 · vectors elements; see the cut above.
+            let weight = s.splat(unsafe { *weights.get_unchecked(row * PARTITION + token) });
+            for (sum, &value) in sums.iter_mut().zip(&wide) {
+                *sum = s.fma(weight, value, *sum);
             }
         }
     }
     for (row, sums) in sums.iter().enumerate() {
-        for (sum, to) in sums.iter().zip(records[columns(row)].as_chunks_mut().0) {
+        let to = &mut records[row * len + first * LANES..][..C * LANES];
+        for (sum, to) in sums.iter().zip(to.as_chunks_mut().0) {
             s.store(*sum, to);
         }
     }

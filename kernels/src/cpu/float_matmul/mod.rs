@@ -23,6 +23,8 @@ pub(crate) const ROWS_PER_GROUP: usize = LANES;
 const COLUMNS_PER_BLOCK: usize = 256;
 /// Row groups a thread claims at once: 64 outputs, so that a one-token product has four independent sums.
 const GROUPS_PER_CHUNK: usize = 4;
+/// Tokens that pass over the weights of a chunk together: their outputs stay in the first-level cache.
+const TOKENS_PER_PANEL: usize = 64;
 
 /// How a weight is stored, little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,37 +125,30 @@ impl FloatMatrix {
         }
     }
 
-    /// Computes the outputs of row groups `groups` for every token, on the calling thread.
+    /// Computes the outputs of row groups `groups` for every token of `x`, on the calling thread.
     ///
-    /// Shapes: `x` [tokens, cols], `out` [tokens, rows], of which columns 16 · `groups` are written.
-    ///
-    /// # Safety
-    /// No other thread uses those columns of `out` meanwhile.
-    pub(crate) unsafe fn multiply_groups(
+    /// Shapes: `x` [tokens, cols], `out` [tokens, groups] of sixteen rows; rows past the last come out zero.
+    pub(crate) fn multiply_groups(
         &self,
         cpu: &Cpu,
         x: &[f32],
         groups: Range<usize>,
-        out: &DisjointMut<'_, f32>,
+        out: &mut [[f32; ROWS_PER_GROUP]],
     ) -> Result<(), KernelError> {
         let tokens = rows_of("activations", x.len(), self.cols)?;
-        expect_len("matmul output", out.len(), tokens.saturating_mul(self.rows))?;
+        expect_len("float product tile", out.len(), tokens.saturating_mul(groups.len()))?;
         expect_below("end of row groups", groups.end, self.row_groups() + 1)?;
-        let (rows, cols) = (self.rows, self.cols);
+        let cols = self.cols;
         let span = groups.start * LANES * cols..groups.end * LANES * cols;
-        let first_row = groups.start * LANES;
         match &self.weights {
             Weights::F32(w) => {
-                let weights = w[span].as_chunks().0;
-                cpu.launch(Multiply::<tile::F32> { weights, x, cols, first_row, rows, out });
+                cpu.launch(Multiply::<tile::F32> { weights: w[span].as_chunks().0, x, cols, out });
             }
             Weights::F16(w) => {
-                let weights = w[span].as_chunks().0;
-                cpu.launch(Multiply::<tile::F16> { weights, x, cols, first_row, rows, out });
+                cpu.launch(Multiply::<tile::F16> { weights: w[span].as_chunks().0, x, cols, out });
             }
             Weights::Bf16(w) => {
-                let weights = w[span].as_chunks().0;
-                cpu.launch(Multiply::<tile::Bf16> { weights, x, cols, first_row, rows, out });
+                cpu.launch(Multiply::<tile::Bf16> { weights: w[span].as_chunks().0, x, cols, out });
             }
         }
         Ok(())
@@ -165,13 +160,24 @@ impl FloatMatrix {
 /// Shapes: `x` [tokens, cols], `out` [tokens, rows]; f32, row-major. Errors: [`KernelError`] where lengths do
 /// not fit.
 pub fn float_matmul(cpu: &Cpu, matrix: &FloatMatrix, x: &[f32], out: &mut [f32]) -> Result<(), KernelError> {
-    let tokens = rows_of("activations", x.len(), matrix.cols)?;
-    expect_len("matmul output", out.len(), tokens.saturating_mul(matrix.rows))?;
+    let (rows, cols) = (matrix.rows, matrix.cols);
+    let tokens = rows_of("activations", x.len(), cols)?;
+    expect_len("matmul output", out.len(), tokens.saturating_mul(rows))?;
     let shared = DisjointMut::new(out);
     cpu.for_each_chunk(matrix.row_groups(), GROUPS_PER_CHUNK, &|groups| {
-        // SAFETY: the chunks of one region are disjoint, and so are their columns.
-        let done = unsafe { matrix.multiply_groups(cpu, x, groups, &shared) };
-        debug_assert!(done.is_ok(), "lengths were checked above");
+        let outputs = groups.start * LANES..rows.min(groups.end * LANES);
+        let mut tile = vec![[0.0; LANES]; groups.len() * tokens.min(TOKENS_PER_PANEL)];
+        for start in (0..tokens).step_by(TOKENS_PER_PANEL) {
+            let end = tokens.min(start + TOKENS_PER_PANEL);
+            let tile = &mut tile[..(end - start) * groups.len()];
+            let done = matrix.multiply_groups(cpu, &x[start * cols..end * cols], groups.clone(), tile);
+            debug_assert!(done.is_ok(), "lengths were checked above");
+            for (token, values) in (start..end).zip(tile.chunks_exact(groups.len())) {
+                // SAFETY: the chunks of one region are disjoint, and so are their columns.
+                let out = unsafe { shared.slice(token * rows + outputs.start..token * rows + outputs.end) };
+                out.copy_from_slice(&values.as_flattened()[..outputs.len()]);
+            }
+        }
     });
     Ok(())
 }
@@ -182,7 +188,7 @@ fn interleave<T: bytemuck::Pod + Send + Sync, const N: usize>(
     weights: &mut [T],
     cols: usize,
     raw: &[u8],
-    decode: fn([u8; N]) -> T,
+    decode: impl Fn([u8; N]) -> T + Sync,
 ) {
     let (raw, _) = raw.as_chunks::<N>();
     let groups = weights.len() / (cols * LANES);

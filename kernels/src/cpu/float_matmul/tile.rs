@@ -1,12 +1,9 @@
 //! The register tiles of the float product: some row groups by some tokens, one block of columns at a time.
 
-use std::ops::Range;
-
 use bytemuck::Pod;
 
-use super::super::DisjointMut;
 use super::super::math::{Kernel, LANES, Simd};
-use super::COLUMNS_PER_BLOCK;
+use super::COLUMNS_PER_BLOCK as BLOCK;
 
 /// A stored weight type: how sixteen of them become f32.
 pub(super) trait Weight {
@@ -54,104 +51,100 @@ pub(super) struct Multiply<'a, W: Weight> {
     /// [tokens, cols]
     pub(super) x: &'a [f32],
     pub(super) cols: usize,
-    /// First output row of the first group.
-    pub(super) first_row: usize,
-    /// Output rows of the whole matrix.
-    pub(super) rows: usize,
-    /// [tokens, rows]; the columns of these groups belong to this call.
-    pub(super) out: &'a DisjointMut<'a, f32>,
+    /// Out: [tokens, groups] of sixteen rows.
+    pub(super) out: &'a mut [[f32; LANES]],
 }
 
 impl<W: Weight> Kernel for Multiply<'_, W> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(mut self, s: S) {
         let groups = self.weights.len() / self.cols;
         let tokens = self.x.len() / self.cols;
-        for start in (0..self.cols).step_by(COLUMNS_PER_BLOCK) {
-            let columns = start..self.cols.min(start + COLUMNS_PER_BLOCK);
+        self.out.fill([0.0; LANES]);
+        let mut start = 0;
+        while start < self.cols {
+            let blocks = if tokens == 1 && groups < 4 && self.cols - start >= 4 * BLOCK { 4 } else { 1 };
             let mut group = 0;
             while group < groups {
                 let left = groups - group;
-                if left >= 4 && tokens < 8 {
-                    self.all_tokens::<S, 4>(s, group, &columns);
-                    group += 4;
-                } else if left >= 2 {
-                    self.all_tokens::<S, 2>(s, group, &columns);
-                    group += 2;
-                } else {
-                    self.all_tokens::<S, 1>(s, group, &columns);
-                    group += 1;
-                }
+                group += match (blocks, left) {
+                    (4, _) => self.tile::<S, 1, 1, 4>(s, (group, 0), start),
+                    (_, 4..) if tokens < 8 => self.all_tokens::<S, 4>(s, group, start),
+                    (_, 2..) => self.all_tokens::<S, 2>(s, group, start),
+                    _ => self.all_tokens::<S, 1>(s, group, start),
+                };
             }
+            start += blocks * BLOCK;
         }
     }
 }
 
 impl<W: Weight> Multiply<'_, W> {
-    /// G row groups by every token, as many tokens at a time as the registers hold.
+    /// G row groups by every token, as many tokens at a time as the registers hold. Returns G.
     #[inline(always)]
-    fn all_tokens<S: Simd, const G: usize>(&self, s: S, group: usize, columns: &Range<usize>) {
+    fn all_tokens<S: Simd, const G: usize>(&mut self, s: S, group: usize, start: usize) -> usize {
         let tokens = self.x.len() / self.cols;
         let most = if S::WIDE { 16 / G } else { 4 / G };
         let mut token = 0;
         while token < tokens {
-            let left = (tokens - token).min(most);
-            let together = match left {
-                8.. => self.tile::<S, G, 8>(s, group, token, columns),
-                4.. => self.tile::<S, G, 4>(s, group, token, columns),
-                2.. => self.tile::<S, G, 2>(s, group, token, columns),
-                _ => self.tile::<S, G, 1>(s, group, token, columns),
+            let at = (group, token);
+            match (tokens - token).min(most) {
+                8.. => self.tile::<S, G, 8, 1>(s, at, start),
+                4.. => self.tile::<S, G, 4, 1>(s, at, start),
+                2.. => self.tile::<S, G, 2, 1>(s, at, start),
+                _ => self.tile::<S, G, 1, 1>(s, at, start),
             };
-            token += together;
+            token += match (tokens - token).min(most) {
+                8.. => 8,
+                4.. => 4,
+                2.. => 2,
+                _ => 1,
+            };
         }
+        G
     }
 
-    /// G row groups by T tokens over one block of columns. Returns T.
+    /// G row groups by T tokens over B blocks of columns from `start`, the last block perhaps short. Returns G.
     #[inline(always)]
-    fn tile<S: Simd, const G: usize, const T: usize>(
-        &self,
+    fn tile<S: Simd, const G: usize, const T: usize, const B: usize>(
+        &mut self,
         s: S,
-        group: usize,
-        token: usize,
-        columns: &Range<usize>,
+        (group, token): (usize, usize),
+        start: usize,
     ) -> usize {
-        let of = |row: usize| row * self.cols + columns.start..row * self.cols + columns.end;
-        let weights: [&[[W::Stored; LANES]]; G] = std::array::from_fn(|g| &self.weights[of(group + g)]);
-        let x: [&[f32]; T] = std::array::from_fn(|t| &self.x[of(token + t)]);
-        let mut sums = [[s.splat(0.0); G]; T];
-        for column in 0..columns.len() {
-            // SAFETY: every slice has `columns.len()` elements.
-            let w: [S::F; G] = weights.map(|w| W::widen(s, unsafe { w.get_unchecked(column) }));
-            for (x, sums) in x.iter().zip(&mut sums) {
-                // SAFETY: every slice has `columns.len()` elements.
-                let x = s.splat(unsafe { *x.get_unchecked(column) });
-                for (sum, &w) in sums.iter_mut().zip(&w) {
-                    *sum = s.fma(w, x, *sum);
+        let (cols, groups) = (self.cols, self.weights.len() / self.cols);
+        let len = (cols - start).min(BLOCK);
+        let last = start + (B - 1) * BLOCK + len;
+        let weights = &self.weights[group * cols..(group + G - 1) * cols + last];
+        let x = &self.x[token * cols..(token + T - 1) * cols + last];
+        let mut sums = [[[s.splat(0.0); G]; T]; B];
+        for column in start..start + len {
+            for (b, sums) in sums.iter_mut().enumerate() {
+                let column = column + b * BLOCK;
+                let mut w = [s.splat(0.0); G];
+                for (g, w) in w.iter_mut().enumerate() {
+                    // SAFETY: g < G and column < last, so this is inside `weights` as cut above.
+                    *w = W::widen(s, unsafe { weights.get_unchecked(g * cols + column) });
+                }
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: t < T and column < last, so this is inside `x` as cut above.
+                    let x = s.splat(unsafe { *x.get_unchecked(t * cols + column) });
+                    for (sum, &w) in sums.iter_mut().zip(&w) {
+                        *sum = s.fma(w, x, *sum);
+                    }
                 }
             }
         }
-        for (t, sums) in sums.iter().enumerate() {
-            for (g, &sum) in sums.iter().enumerate() {
-                let row = self.first_row + (group + g) * LANES;
-                let start = (token + t) * self.rows;
-                // SAFETY: these columns of the output belong to this call, and no other slice is alive.
-                let out = unsafe { self.out.slice(start + row..start + self.rows.min(row + LANES)) };
-                add_block(s, sum, out, columns.start == 0);
+        for sums in &sums {
+            for (t, sums) in sums.iter().enumerate() {
+                let out = &mut self.out[(token + t) * groups + group..][..G];
+                for (out, &sum) in out.iter_mut().zip(sums) {
+                    s.store(s.add(s.load(out), sum), out);
+                }
             }
         }
-        T
-    }
-}
-
-/// Stores the first block sum of up to sixteen outputs, or adds a later one.
-#[inline(always)]
-fn add_block<S: Simd>(s: S, sum: S::F, out: &mut [f32], first: bool) {
-    match out.first_chunk_mut::<LANES>() {
-        Some(out) if first => s.store(sum, out),
-        Some(out) => s.store(s.add(s.load(out), sum), out),
-        None if first => s.store_part(sum, out),
-        None => s.store_part(s.add(s.load_part(out), sum), out),
+        G
     }
 }

@@ -23,11 +23,10 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let power = s.round(s.mul(x, s.splat(LOG2_E)));
     let r = s.fma(power, s.splat(-LN_2_HIGH), x);
     let r = s.fma(power, s.splat(-LN_2_LOW), r);
-    let [c0, c1, c2, c3, c4] = COEFFICIENTS.map(|c| s.splat(c));
-    let p = s.fma(c4, r, c3);
-    let p = s.fma(p, r, c2);
-    let p = s.fma(p, r, c1);
-    let p = s.fma(p, r, c0);
+    let mut p = s.splat(COEFFICIENTS[4]);
+    for &c in COEFFICIENTS[..4].iter().rev() {
+        p = s.fma(p, r, s.splat(c));
+    }
     let minus_one = s.fma(s.mul(r, r), p, r);
     s.scale_by_power(s.add(minus_one, s.splat(1.0)), power)
 }
@@ -42,9 +41,9 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
 
 /// Minimax coefficients of erf(x) / x in x² for |x| ≤ 1, lowest power first, fitted as those of e^x.
 const ERF_COEFFICIENTS: [f32; 7] = [
-    1.128_379_1,
+    std::f32::consts::FRAC_2_SQRT_PI,
     -0.376_126_26,
-    0.112_836_0,
+    0.112_836,
     -0.026_854_452,
     0.005_189_549,
     -0.000_802_095_5,

@@ -3,8 +3,9 @@
 //! A kernel is a struct of its arguments implementing [`Kernel`]; [`Cpu::launch`] runs it with the vector type of
 //! the chosen instruction set, inside a function that enables those instructions. What always holds: each
 //! operation here gives the same bits on every instruction set (only the sign and payload of a NaN may
-//! differ), so a kernel that fixes its order of operations does too. Everything a kernel calls on the way to a
-//! vector operation must be `#[inline(always)]`, or the operation is not inlined either.
+//! differ), so a kernel that fixes its order of operations does too. Everything on the way from a kernel to a
+//! vector operation must be `#[inline(always)]`; a closure or a function passed as an argument is not, and would
+//! turn each operation into a call.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -66,6 +67,10 @@ pub(crate) trait Simd: Copy {
     fn sum(self, value: Self::F) -> f32;
     /// The greatest lane by the same tree of [`Simd::max`].
     fn highest(self, value: Self::F) -> f32;
+
+    /// Asks for the cache line of `_at`, where the processor takes such advice.
+    #[inline(always)]
+    fn prefetch<T>(self, _at: &T) {}
 
     /// Up to sixteen elements, the other lanes zero.
     #[inline(always)]

@@ -12,12 +12,20 @@ type F = [f32; LANES];
 
 #[inline(always)]
 fn map(a: F, f: impl Fn(f32) -> f32) -> F {
-    std::array::from_fn(|i| f(a[i]))
+    let mut out = a;
+    for lane in &mut out {
+        *lane = f(*lane);
+    }
+    out
 }
 
 #[inline(always)]
 fn zip(a: F, b: F, f: impl Fn(f32, f32) -> f32) -> F {
-    std::array::from_fn(|i| f(a[i], b[i]))
+    let mut out = a;
+    for (lane, b) in out.iter_mut().zip(b) {
+        *lane = f(*lane, b);
+    }
+    out
 }
 
 /// Folds sixteen lanes into one as the tree that `Simd::sum` describes.
@@ -96,7 +104,11 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn fma(self, a: F, b: F, c: F) -> F {
-        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+        let mut out = c;
+        for ((lane, a), b) in out.iter_mut().zip(a).zip(b) {
+            *lane = a.mul_add(b, *lane);
+        }
+        out
     }
 
     #[inline(always)]
@@ -126,7 +138,13 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn select_less(self, a: F, b: F, yes: F, no: F) -> F {
-        std::array::from_fn(|i| if a[i] < b[i] { yes[i] } else { no[i] })
+        let mut out = no;
+        for (((lane, yes), a), b) in out.iter_mut().zip(yes).zip(a).zip(b) {
+            if a < b {
+                *lane = yes;
+            }
+        }
+        out
     }
 
     #[inline(always)]
