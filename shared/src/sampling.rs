@@ -12,8 +12,9 @@ pub const LOGIT_BIAS_ENTRIES_MAX: usize = 1024;
 /// Largest temperature accepted (OpenAI's limit).
 pub const TEMPERATURE_MAX: f32 = 2.0;
 
-/// What decides the next token, given logits. Steps apply in the order: bias, penalties, temperature 0 → greedy,
-/// else top_k, typical_p, top_p, min_p, temperature, then one draw.
+/// What decides the next token, given logits. Steps apply in the order: bias, penalties, stop tokens made impossible
+/// until `min_tokens`, temperature 0 → greedy, else top_k, typical_p, top_p, min_p, temperature, then one draw. This
+/// is llama.cpp's order: tokens are dropped by the model's own probabilities, and temperature spreads the rest.
 #[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::Decode)]
 pub struct SamplingParams {
     /// 0 is greedy; otherwise logits are divided by it. Range 0..=2.

@@ -8,7 +8,7 @@
 //! What holds always: the first `sorted` keys are the smallest, in order. Temperature is kept aside and divides
 //! differences of logits when probabilities are needed; it changes no order.
 
-use super::row::exp_nonpositive;
+use super::row::{SUM_BLOCK, exp_nonpositive, sum_exp};
 use shared::ids::TokenId;
 
 /// Keys sorted at least at a time. Most distributions end within these; measured best between 64 and 512.
@@ -77,8 +77,13 @@ impl Candidates {
     pub fn start(&mut self, row: &[f32], max: f32) {
         self.max = max;
         self.temperature = 1.0;
-        let present = (0..).zip(row).filter(|&(_, &logit)| logit > f32::NEG_INFINITY);
-        self.order.restart(present.map(|(token, &logit)| pack(logit, token)));
+        self.order.restart(row.iter().enumerate().map(|(token, &logit)| pack(logit, token as TokenId)));
+        // Absent tokens are rare: one pass that finds out costs less than a branch for each.
+        if row.iter().fold(f32::INFINITY, |least, &logit| if logit < least { logit } else { least })
+            == f32::NEG_INFINITY
+        {
+            self.order.keys.retain(|&key| logit(key) > f32::NEG_INFINITY);
+        }
     }
 
     /// Divides logits by `temperature`; 0 (or less) leaves the most likely token only.
@@ -159,21 +164,20 @@ impl Candidates {
     pub fn draw(&mut self, uniform: f64) -> Option<TokenId> {
         let goal = uniform * self.total();
         let mut sum = 0.0;
-        let mut last = None;
         for index in 0..self.order.keys.len() {
             let key = self.order.nth(index)?;
             let weight = f64::from(self.weight(key));
-            // Rounding may leave the sum just short of the goal: then the last possible token it is.
+            sum += weight;
+            if sum > goal {
+                return Some(token(key));
+            }
             if weight == 0.0 {
                 break;
             }
-            last = Some(token(key));
-            sum += weight;
-            if sum > goal {
-                break;
-            }
         }
-        last
+        // The total is rounded and may lie past the sum of all weights, by one part in ten million. Such a draw
+        // must not fall to the least likely token of the vocabulary.
+        self.order.nth(0).map(token)
     }
 
     /// Tokens left with their probabilities, most likely first.
@@ -185,21 +189,19 @@ impl Candidates {
 
     /// Weight relative to the most likely token's.
     fn weight(&self, key: u64) -> f32 {
-        exp_nonpositive((logit(key) - self.max) / self.temperature)
+        exp_nonpositive((logit(key) - self.max) * self.temperature.recip())
     }
 
     /// Sum of all weights; at least 1 while anything is left.
     fn total(&self) -> f64 {
-        const LANES: usize = 8;
-        let mut sums = [0f64; LANES];
-        let mut chunks = self.order.keys.chunks_exact(LANES);
-        for chunk in &mut chunks {
-            for lane in 0..LANES {
-                sums[lane] += f64::from(self.weight(chunk[lane]));
-            }
+        let mut logits = [0f32; SUM_BLOCK];
+        let mut sum = 0.0;
+        for keys in self.order.keys.chunks(SUM_BLOCK) {
+            let block = &mut logits[..keys.len()];
+            block.iter_mut().zip(keys).for_each(|(place, &key)| *place = logit(key));
+            sum += sum_exp(block, self.max, self.temperature.recip());
         }
-        let tail: f64 = chunks.remainder().iter().map(|&key| f64::from(self.weight(key))).sum();
-        sums.iter().sum::<f64>() + tail
+        sum
     }
 }
 

@@ -10,6 +10,8 @@ use shared::ids::TokenId;
 const LANES: usize = 16;
 /// Logits scanned between two looks at the running maximum, a compromise of both passes of [`arg_max`].
 const SCAN_BLOCK: usize = 1024;
+/// Logits summed in f32 before the sum is carried on in f64.
+pub(super) const SUM_BLOCK: usize = 256;
 
 /// The largest logit and its position; the lower position wins a tie.
 /// Errors: a NaN or positive infinity anywhere, or nothing above negative infinity.
@@ -61,15 +63,22 @@ fn not_finite(row: &[f32]) -> SampleError {
 
 /// The natural logarithm of the sum of `exp(logit)`, given the row's maximum.
 pub(super) fn log_sum_exp(row: &[f32], max: f32) -> f64 {
-    let mut sums = [0f64; LANES];
-    let mut chunks = row.chunks_exact(LANES);
+    let sum: f64 = row.chunks(SUM_BLOCK).map(|block| sum_exp(block, max, 1.0)).sum();
+    f64::from(max) + sum.ln()
+}
+
+/// The sum of `exp((logit - max) * scale)` over at most [`SUM_BLOCK`] logits none of which is above `max`.
+/// Within the block f32 is enough: a lane adds 16 numbers of at most 1. Callers add blocks in f64.
+pub(super) fn sum_exp(block: &[f32], max: f32, scale: f32) -> f64 {
+    let mut sums = [0f32; LANES];
+    let mut chunks = block.chunks_exact(LANES);
     for chunk in &mut chunks {
         for lane in 0..LANES {
-            sums[lane] += f64::from(exp_nonpositive(chunk[lane] - max));
+            sums[lane] += exp_nonpositive((chunk[lane] - max) * scale);
         }
     }
-    let tail: f64 = chunks.remainder().iter().map(|x| f64::from(exp_nonpositive(x - max))).sum();
-    f64::from(max) + (sums.iter().sum::<f64>() + tail).ln()
+    let tail: f64 = chunks.remainder().iter().map(|x| f64::from(exp_nonpositive((x - max) * scale))).sum();
+    sums.iter().map(|&sum| f64::from(sum)).sum::<f64>() + tail
 }
 
 /// The `count` largest logits with their tokens, largest first, the lower token first among equals.
