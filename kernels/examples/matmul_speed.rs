@@ -1,21 +1,20 @@
 //! Speed of the matrix product per weight type, shape and number of token rows, beside the machine's limits.
 //!
-//! `cargo run --release -p rocmforge-kernels --example matmul_speed -- [threads] [type] [isa]`
+//! `cargo run --release -p rocmforge-kernels --example matmul_speed -- [threads] [type] [isa] [MiB]`
 //! GB/s counts packed weight bytes read once per product; GMAC/s counts multiply-adds. The weights of a shape
-//! are repeated until they exceed the caches, as a model's layers do.
+//! are repeated until they fill so many MiB (more than the caches unless told otherwise), as a model's layers do.
 
 use kernels::KernelError;
 use kernels::blocks::BlockType;
 use kernels::cpu::{
-    Accumulate, ActivationFormat, Activations, Cpu, Isa, Matrix, Product, QuantizedRows, matmul,
-    quantize_rows,
+    Accumulate, ActivationFormat, Activations, AlignedBuffer, Cpu, Isa, Matrix, Product, QuantizedRows,
+    matmul, quantize_rows,
 };
 use std::time::Instant;
 
 const SHAPES: [(usize, usize); 3] = [(2048, 2048), (5632, 2048), (2048, 5632)];
 const TOKEN_ROWS: [usize; 7] = [1, 2, 4, 8, 16, 64, 512];
-/// More than any cache here.
-const WORKING_SET_BYTES: usize = 160 << 20;
+const WORKING_SET_MIB: usize = 256;
 const SECONDS_PER_CASE: f64 = 0.25;
 
 fn main() -> Result<(), KernelError> {
@@ -23,14 +22,15 @@ fn main() -> Result<(), KernelError> {
     let threads = args.first().and_then(|arg| arg.parse().ok()).unwrap_or(2);
     let isa = args.get(2).map_or(Ok(Isa::detect()), |name| Isa::parse(name))?;
     let cpu = Cpu::new(isa, threads)?;
-    println!("{} threads, {}", cpu.threads(), isa.name());
-    println!("read bandwidth {:.1} GB/s", read_bandwidth(&cpu));
+    let set_bytes = args.get(3).and_then(|arg| arg.parse().ok()).unwrap_or(WORKING_SET_MIB) << 20;
+    println!("{} threads, {}, {} MiB", cpu.threads(), isa.name(), set_bytes >> 20);
+    println!("read bandwidth {:.1} GB/s", read_bandwidth(&cpu, set_bytes)?);
     for ty in BlockType::ALL {
         if args.get(1).is_some_and(|name| name != ty.name() && name != "all") {
             continue;
         }
         for shape in SHAPES {
-            measure(&cpu, ty, shape)?;
+            measure(&cpu, ty, shape, set_bytes)?;
         }
     }
     Ok(())
@@ -61,9 +61,14 @@ fn raw_weights(ty: BlockType, elements: usize) -> Vec<u8> {
     raw
 }
 
-fn measure(cpu: &Cpu, ty: BlockType, (rows, cols): (usize, usize)) -> Result<(), KernelError> {
+fn measure(
+    cpu: &Cpu,
+    ty: BlockType,
+    (rows, cols): (usize, usize),
+    set_bytes: usize,
+) -> Result<(), KernelError> {
     let raw = raw_weights(ty, rows * cols);
-    let copies = WORKING_SET_BYTES.div_ceil(raw.len());
+    let copies = set_bytes.div_ceil(raw.len());
     let start = Instant::now();
     let weights =
         (0..copies).map(|_| Matrix::pack(cpu, ty, rows, cols, &raw)).collect::<Result<Vec<_>, _>>()?;
@@ -115,16 +120,25 @@ fn seconds_per_product(cpu: &Cpu, weights: &[Matrix], tokens: usize) -> Result<f
     Ok(best)
 }
 
-/// The best rate at which the threads sum a large buffer.
-fn read_bandwidth(cpu: &Cpu) -> f64 {
-    let buffer: Vec<u64> = (0..(WORKING_SET_BYTES / 8) as u64).collect();
-    let mut best = 0.0_f64;
-    for _ in 0..5 {
-        let start = Instant::now();
-        cpu.for_each_chunk(buffer.len(), 1 << 15, &|range| {
-            std::hint::black_box(buffer[range].iter().fold(0u64, |sum, x| sum.wrapping_add(*x)));
-        });
-        best = best.max((buffer.len() * 8) as f64 / start.elapsed().as_secs_f64() / 1e9);
+/// The best rate at which the threads sum 4 MiB of a large buffer, the size of a weight.
+fn read_bandwidth(cpu: &Cpu, set_bytes: usize) -> Result<f64, KernelError> {
+    let mut buffer = AlignedBuffer::<[u64; 8]>::zeroed(set_bytes / 64, "a buffer to read")?;
+    buffer.fill([3; 8]);
+    let (mut best, start) = (0.0_f64, Instant::now());
+    while start.elapsed().as_secs_f64() < 4.0 * SECONDS_PER_CASE {
+        for part in buffer.chunks_exact(1 << 16) {
+            let part_start = Instant::now();
+            cpu.for_each_chunk(part.len(), 1 << 10, &|range| {
+                let mut sums = [0u64; 8];
+                for line in &part[range] {
+                    for (sum, x) in sums.iter_mut().zip(line) {
+                        *sum = sum.wrapping_add(*x);
+                    }
+                }
+                std::hint::black_box(sums);
+            });
+            best = best.max(size_of_val(part) as f64 / part_start.elapsed().as_secs_f64() / 1e9);
+        }
     }
-    best
+    Ok(best)
 }

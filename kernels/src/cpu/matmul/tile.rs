@@ -111,6 +111,15 @@ macro_rules! for_each_quad {
     };
 }
 
+/// Asks for codes ahead where the arithmetic on a step outlasts the processor's own look-ahead. Measured on Zen 4:
+/// a fifth faster from 4 token rows on (and for Q6_K always), a tenth slower below.
+#[inline(always)]
+fn prefetch<L: Lanes, C: Codes, const T: usize>(lanes: L, codes: &C) {
+    if T >= 4 {
+        codes.prefetch(lanes);
+    }
+}
+
 /// One scale per 32. The offset is a power of two; it comes in through the exact sum of the activations.
 #[inline(always)]
 pub(crate) fn accumulate_scaled<L: Lanes, C: Codes, const OFFSET: i32, const T: usize>(
@@ -144,6 +153,7 @@ pub(crate) fn accumulate_scaled_around_128<L: Lanes, C: Codes, const T: usize>(
     for t in 0..T {
         dot[t] = lanes.start_around_128(x[t].negative_sum);
     }
+    prefetch::<L, C, T>(lanes, codes);
     for_each_quad!(0 1 2 3 4 5 6 7, J => {
         let quad = codes.quad::<L, J>(lanes);
         for t in 0..T {
@@ -181,6 +191,7 @@ fn dot_step<L: Lanes, C: Codes, const T: usize>(
     x: &[Block32; T],
     dot: &mut [L::I32; T],
 ) {
+    prefetch::<L, C, T>(lanes, codes);
     for_each_quad!(0 1 2 3 4 5 6 7, J => {
         let quad = codes.quad::<L, J>(lanes);
         for t in 0..T {
@@ -201,6 +212,7 @@ pub(crate) fn accumulate_sub_min<L: Lanes, C: Codes, const T: usize>(
     let mut sum = [lanes.splat_i32(0); T];
     for (j, (codes, sub_scale)) in codes.iter().zip(&head.sub_scales).enumerate() {
         let mut dot = [lanes.splat_i32(0); T];
+        prefetch::<L, C, T>(lanes, codes);
         for_each_quad!(0 1 2 3 4 5 6 7, J => {
             let quad = codes.quad::<L, J>(lanes);
             for t in 0..T {
@@ -243,6 +255,7 @@ pub(crate) fn accumulate_sub_scale<L: Lanes, C: Codes, const T: usize>(
         for t in 0..T {
             dot[t] = lanes.splat_i32(x[t].offset_sums[2 * j]);
         }
+        codes.prefetch(lanes);
         for_each_quad!(0 1 2 3, J => {
             let quad = codes.quad::<L, J>(lanes);
             for t in 0..T {

@@ -14,6 +14,9 @@ pub(crate) const GROUP_ROWS: usize = 16;
 /// Quads of columns in a step.
 pub(crate) const QUADS: usize = CODES_PER_STEP / 4;
 
+/// How far ahead weights are asked for.
+const PREFETCH_BYTES: usize = 4096;
+
 type Vector = [u8; 64];
 
 /// The codes of one step before packing: `words[quad][row]`, four codes a word in memory order.
@@ -26,6 +29,14 @@ pub(crate) trait Codes: Pod {
 
     /// The unsigned codes of quad `J`, one byte each.
     fn quad<L: Lanes, const J: usize>(&self, lanes: L) -> L::Bytes;
+
+    /// Asks for codes that will be needed some steps later.
+    #[inline(always)]
+    fn prefetch<L: Lanes>(&self, lanes: L) {
+        for vector in bytemuck::bytes_of(self).chunks_exact(size_of::<Vector>()) {
+            lanes.prefetch(&vector[0], PREFETCH_BYTES);
+        }
+    }
 }
 
 /// Four bits: vector v holds quad 2v in its low nibbles and quad 2v + 1 in its high ones.
@@ -33,20 +44,26 @@ pub(crate) trait Codes: Pod {
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub(crate) struct Codes4([Vector; 4]);
 
-/// Five bits: nibbles, and the fifth bit of quad j as bit j of one more vector.
+/// Five bits: the fifth bit of quad j as bit j of one vector, and nibbles. The high bits come first since
+/// hardware prefetchers follow vectors used in the order they lie in.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub(crate) struct Codes5 {
-    nibbles: Codes4,
     high: Vector,
+    nibbles: [Vector; 4],
 }
 
-/// Six bits: nibbles, and the upper two bits of quad j as bits `2 (j % 4) ..` of vector `j / 4`.
+/// Six bits, in two halves of four quads each.
+#[repr(transparent)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(crate) struct Codes6([HalfCodes6; 2]);
+
+/// The upper two bits of the half's quad j as bits `2j ..` of one vector, and nibbles.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-pub(crate) struct Codes6 {
-    nibbles: Codes4,
-    high: [Vector; 2],
+struct HalfCodes6 {
+    high: Vector,
+    nibbles: [Vector; 2],
 }
 
 /// Eight bits: one vector a quad.
@@ -54,62 +71,79 @@ pub(crate) struct Codes6 {
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub(crate) struct Codes8([Vector; QUADS]);
 
+/// Packs the low nibbles of two quads into one vector.
+#[inline(always)]
+fn pack_nibbles(words: &[[u32; GROUP_ROWS]]) -> Vector {
+    let mut vector = [0u32; GROUP_ROWS];
+    for (row, lane) in vector.iter_mut().enumerate() {
+        *lane = words[0][row] & 0x0f0f_0f0f | (words[1][row] & 0x0f0f_0f0f) << 4;
+    }
+    bytemuck::cast(vector)
+}
+
+/// Packs what lies above the nibbles: `bits` of each code of the quads, side by side.
+#[inline(always)]
+fn pack_high(words: &[[u32; GROUP_ROWS]], mask: u32, bits: usize) -> Vector {
+    let mut vector = [0u32; GROUP_ROWS];
+    for (j, quad) in words.iter().enumerate() {
+        for (lane, word) in vector.iter_mut().zip(quad) {
+            *lane |= (word >> 4 & mask) << (j * bits);
+        }
+    }
+    bytemuck::cast(vector)
+}
+
+/// The nibble of quad `J` from the vectors that hold two quads each.
+#[inline(always)]
+fn nibbles<L: Lanes>(lanes: L, vectors: &[Vector], quad: usize) -> L::Bytes {
+    let vector = lanes.load(&vectors[quad / 2]);
+    if quad.is_multiple_of(2) { lanes.low_nibbles(vector) } else { lanes.high_nibbles(vector) }
+}
+
 impl Codes for Codes4 {
     #[inline(always)]
     fn pack(words: &StepWords) -> Self {
-        let mut vectors = [[0u32; GROUP_ROWS]; 4];
-        for (v, vector) in vectors.iter_mut().enumerate() {
-            for (row, lane) in vector.iter_mut().enumerate() {
-                let low = words[2 * v][row] & 0x0f0f_0f0f;
-                let high = words[2 * v + 1][row] & 0x0f0f_0f0f;
-                *lane = low | high << 4;
-            }
+        let mut vectors = [[0; 64]; 4];
+        for (vector, words) in vectors.iter_mut().zip(words.chunks_exact(2)) {
+            *vector = pack_nibbles(words);
         }
-        Codes4(bytemuck::cast(vectors))
+        Codes4(vectors)
     }
 
     #[inline(always)]
     fn quad<L: Lanes, const J: usize>(&self, lanes: L) -> L::Bytes {
-        let vector = lanes.load(&self.0[J / 2]);
-        if J.is_multiple_of(2) { lanes.low_nibbles(vector) } else { lanes.high_nibbles(vector) }
+        nibbles(lanes, &self.0, J)
     }
 }
 
 impl Codes for Codes5 {
     #[inline(always)]
     fn pack(words: &StepWords) -> Self {
-        let mut high = [0u32; GROUP_ROWS];
-        for (j, quad) in words.iter().enumerate() {
-            for (lane, word) in high.iter_mut().zip(quad) {
-                *lane |= (word >> 4 & 0x0101_0101) << j;
-            }
-        }
-        Codes5 { nibbles: Codes4::pack(words), high: bytemuck::cast(high) }
+        Codes5 { high: pack_high(words, 0x0101_0101, 1), nibbles: Codes4::pack(words).0 }
     }
 
     #[inline(always)]
     fn quad<L: Lanes, const J: usize>(&self, lanes: L) -> L::Bytes {
-        let nibbles = self.nibbles.quad::<L, J>(lanes);
-        lanes.or_bits(nibbles, lanes.load(&self.high), 4 - J as i32, 0x10)
+        let low = nibbles(lanes, &self.nibbles, J);
+        lanes.or_bits(low, lanes.load(&self.high), 4 - J as i32, 0x10)
     }
 }
 
 impl Codes for Codes6 {
     #[inline(always)]
     fn pack(words: &StepWords) -> Self {
-        let mut high = [[0u32; GROUP_ROWS]; 2];
-        for (j, quad) in words.iter().enumerate() {
-            for (lane, word) in high[j / 4].iter_mut().zip(quad) {
-                *lane |= (word >> 4 & 0x0303_0303) << (2 * (j % 4));
-            }
-        }
-        Codes6 { nibbles: Codes4::pack(words), high: bytemuck::cast(high) }
+        let half = |words: &[[u32; GROUP_ROWS]]| HalfCodes6 {
+            high: pack_high(words, 0x0303_0303, 2),
+            nibbles: [pack_nibbles(&words[..2]), pack_nibbles(&words[2..])],
+        };
+        Codes6([half(&words[..4]), half(&words[4..])])
     }
 
     #[inline(always)]
     fn quad<L: Lanes, const J: usize>(&self, lanes: L) -> L::Bytes {
-        let nibbles = self.nibbles.quad::<L, J>(lanes);
-        lanes.or_bits(nibbles, lanes.load(&self.high[J / 4]), 4 - 2 * (J % 4) as i32, 0x30)
+        let half = &self.0[J / 4];
+        let low = nibbles(lanes, &half.nibbles, J % 4);
+        lanes.or_bits(low, lanes.load(&half.high), 4 - 2 * (J % 4) as i32, 0x30)
     }
 }
 
