@@ -1,5 +1,7 @@
 //! Dequantization and dot products against ggml's own numbers (`tests/golden/dequant`, made by llama.cpp).
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use flate2::read::GzDecoder;
 use kernels::blocks::{BlockType, dequantize};
 use kernels::cpu::{

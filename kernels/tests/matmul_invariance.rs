@@ -4,6 +4,8 @@
 //! token row alone equal to itself in a batch, thread counts of no influence; and the value itself near the
 //! exact product within what bytes can hold.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use kernels::blocks::{BlockType, dequantize};
 use kernels::cpu::{
     Accumulate, ActivationFormat, Activations, Cpu, Isa, Matrix, Product, QuantizedRows, matmul,
