@@ -129,14 +129,20 @@ fn append(logprobs: &mut CompletionLogprobs, tokens: Vec<ScoredToken>) {
         let mut top = Map::new();
         for (bytes, logprob) in &token.top {
             // Of two tokens with one text the likelier stands.
-            top.entry(token_text(bytes)).or_insert_with(|| Value::from(finite(*logprob)));
+            top.entry(token_text(bytes)).or_insert_with(|| number(*logprob));
         }
-        top.entry(text.clone()).or_insert_with(|| Value::from(finite(token.logprob)));
+        top.entry(text.clone()).or_insert_with(|| number(token.logprob));
         logprobs.text_offset.push(token.text_offset);
         logprobs.token_logprobs.push(finite(token.logprob));
         logprobs.tokens.push(text);
         logprobs.top_logprobs.push(top);
     }
+}
+
+/// The shortest decimal that is this f32, as in the other lists; a plain conversion would show digits of f64.
+fn number(logprob: f32) -> Value {
+    let logprob = finite(logprob);
+    Value::from(logprob.to_string().parse().unwrap_or(f64::from(logprob)))
 }
 
 /// A token as this endpoint writes it: its text, or its bytes where they are no UTF-8.

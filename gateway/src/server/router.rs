@@ -15,7 +15,7 @@ use axum::routing::{get, post};
 use std::any::Any;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowOrigin, Any as AnyValue, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any as AnyMethod, CorsLayer};
 
 /// What the router is built with besides the handlers' state.
 #[derive(Debug, Clone, Default)]
@@ -84,6 +84,10 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     } else {
         AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
     };
-    let layer = CorsLayer::new().allow_origin(allowed).allow_methods(AnyValue).allow_headers(AnyValue);
+    // Headers are mirrored, since a wildcard does not cover Authorization (Fetch standard, section 4.9).
+    let layer = CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods(AnyMethod)
+        .allow_headers(AllowHeaders::mirror_request());
     Some(layer.expose_headers([HeaderName::from_static("x-request-id")]))
 }
