@@ -1,10 +1,9 @@
 //! What a fleet needs to know before it starts. The parts and their defaults stand beside what they configure.
 
+use super::run_dir::private_run_dir;
 use crate::admission::QueueLimits;
 use crate::supervisor::{SupervisorTiming, WorkerConfig};
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::PathBuf;
 
 /// Everything a fleet is started with.
 #[derive(Debug, Clone)]
@@ -29,16 +28,4 @@ impl FleetConfig {
             queue: QueueLimits::default(),
         }
     }
-}
-
-/// A directory name no other fleet uses: under `XDG_RUNTIME_DIR`, else the temporary directory. Nothing is created.
-pub fn private_run_dir(variable: impl Fn(&str) -> Option<OsString>) -> PathBuf {
-    /// Tells several fleets of one process apart (tests).
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let base = match variable("XDG_RUNTIME_DIR") {
-        Some(path) if Path::new(&path).is_dir() => PathBuf::from(path),
-        _ => std::env::temp_dir(),
-    };
-    let sequence = NEXT.fetch_add(1, Ordering::Relaxed);
-    base.join(format!("rocmforge-{}-{sequence}", std::process::id()))
 }

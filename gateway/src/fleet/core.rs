@@ -6,17 +6,16 @@
 //! waits for a worker or a consumer. A consumer that leaves too much unread loses its request, a worker that does not
 //! take a message gets no request; neither holds up anybody else.
 
-use super::request::{FleetEvent, TokenRequest, TokenStream};
-use super::snapshot::{FleetSnapshot, LoadProgress, WorkerSnapshot, WorkerState};
+use super::request::{TokenRequest, TokenStream};
+use super::snapshot::{FleetSnapshot, LoadProgress, WorkerState};
+use super::state::{Consumer, REFUSAL_PAUSE, Slot, State};
 use crate::admission::{Admission, PROMPT_TOKENS_MAX, QueueLimits, SubmitError};
-use crate::ledger::{Ended, Ledger, Patience, Placement, RequestError, TokenVerdict, Work};
-use crate::routing::{self, Candidate};
+use crate::ledger::{Ledger, Patience, RequestError, Work};
 use crate::supervisor::exit::LastExit;
 use crate::supervisor::watchdog::Vitals;
 use shared::ids::{RequestId, WorkerId};
 use shared::ipc::message::{
-    DeviceInfo, EngineStats, FinishReason, FromWorker, ModelInfo, Rejection, Timings, ToWorker, TokenEvent,
-    WorkerLimits,
+    DeviceInfo, EngineStats, FromWorker, ModelInfo, Rejection, Timings, ToWorker, WorkerLimits,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,39 +23,11 @@ use tokio::sync::{mpsc, watch};
 
 /// Longest deadline taken at its word; beyond it a request would outlive any process.
 const DEADLINE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long a worker that refused a request for lack of room is left alone.
-const REFUSAL_PAUSE: Duration = Duration::from_millis(20);
 
 /// The state shared by everything that runs for one fleet.
 pub(crate) struct Core {
     state: Mutex<State>,
     changes: watch::Sender<u64>,
-}
-
-struct State {
-    ledger: Ledger<Consumer>,
-    admission: Admission,
-    slots: Vec<Slot>,
-    next_id: u64,
-    draining: bool,
-}
-
-/// Where one request's events go.
-struct Consumer {
-    events: mpsc::Sender<FleetEvent>,
-}
-
-/// One worker as requests see it.
-struct Slot {
-    view: WorkerSnapshot,
-    /// Which life of the process `outbound` belongs to; messages of another are dropped.
-    epoch: u64,
-    /// Present while the worker is ready.
-    outbound: Option<mpsc::Sender<ToWorker>>,
-    pongs: u64,
-    useful: bool,
-    paused_until: Option<Instant>,
-    tokens_generated: metrics::Counter,
 }
 
 /// A worker that became ready.
@@ -80,8 +51,8 @@ impl Core {
         Self { state: Mutex::new(state), changes: watch::Sender::new(0) }
     }
 
-    /// A panic under the lock is a defect of one request; the state is whole between any two statements of this file,
-    /// so the others go on.
+    /// A panic under the lock is a defect of one request; the state is whole between any two statements that
+    /// change it, so the others go on.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -342,161 +313,5 @@ impl Core {
             change(slot);
         }
         self.changed();
-    }
-}
-
-impl Slot {
-    fn new(id: WorkerId) -> Self {
-        let view = WorkerSnapshot {
-            id,
-            pid: None,
-            device: None,
-            state: WorkerState::Starting,
-            restarts: 0,
-            last_exit: None,
-            loading: None,
-            model: None,
-            limits: None,
-            stats: EngineStats::default(),
-            in_flight_requests: 0,
-            in_flight_tokens: 0,
-        };
-        let tokens_generated =
-            metrics::counter!("rocmforge_tokens_generated_total", "worker" => id.to_string());
-        Self { view, epoch: 0, outbound: None, pongs: 0, useful: false, paused_until: None, tokens_generated }
-    }
-}
-
-impl State {
-    fn slot(&mut self, worker: WorkerId) -> Option<&mut Slot> {
-        self.slots.get_mut(worker.0 as usize)
-    }
-
-    /// Why no worker will serve soon, or `None` while one does or may.
-    fn hopeless(&self) -> Option<String> {
-        let lost = |slot: &Slot| matches!(slot.view.state, WorkerState::Failed | WorkerState::Stopped);
-        self.slots.iter().all(lost).then(|| {
-            self.slots.first().map_or_else(|| "no worker configured".to_owned(), |slot| slot.view.describe())
-        })
-    }
-
-    /// The longest context among the workers known so far.
-    fn context_tokens(&self) -> u32 {
-        let known = self.slots.iter().filter_map(|slot| slot.view.limits.as_ref());
-        known.map(|limits| limits.context_tokens).max().unwrap_or(u32::MAX)
-    }
-
-    /// Hands waiting requests to workers until one side runs out.
-    fn dispatch(&mut self, now: Instant) {
-        while let Some(id) = self.ledger.next_waiting() {
-            let candidates = self.slots.iter().filter(|slot| slot.takes_requests(now)).map(|slot| {
-                let load = self.ledger.load(slot.view.id);
-                Candidate {
-                    worker: slot.view.id,
-                    requests: load.requests,
-                    outstanding_tokens: load.tokens,
-                    places: slot.view.limits.as_ref().map_or(1, routing::places),
-                }
-            });
-            let Some(worker) = routing::choose(candidates) else { return };
-            let slot = &mut self.slots[worker.0 as usize];
-            let Some(permit) = slot.outbound.as_ref().and_then(|outbound| outbound.try_reserve().ok()) else {
-                // The worker does not read now; its watchdog decides whether that is a hang.
-                slot.paused_until = Some(now + REFUSAL_PAUSE);
-                continue;
-            };
-            let Some(submit) = self.ledger.assign(id, worker) else { return };
-            if submit.attempt.0 > 0 {
-                tracing::info!(
-                    request_id = id.0,
-                    worker = worker.0,
-                    attempt = submit.attempt.0,
-                    emitted = submit.emitted.len(),
-                    "request submitted again"
-                );
-            }
-            permit.send(ToWorker::Submit(Box::new(submit)));
-        }
-    }
-
-    fn step(&mut self, worker: WorkerId, events: Vec<TokenEvent>, stats: EngineStats) -> Result<(), String> {
-        let mut delivered = 0;
-        let mut freed = false;
-        for event in events {
-            let id = event.id;
-            match self.ledger.token(worker, &event) {
-                TokenVerdict::Stale => {}
-                TokenVerdict::Broken(reason) => return Err(reason),
-                // The last place is for the terminal event.
-                TokenVerdict::Deliver(consumer) if consumer.events.capacity() > 1 => {
-                    // A closed channel belongs to a stream that is being dropped, which cancels.
-                    let _ = consumer.events.try_send(FleetEvent::Token(event.token, event.logprobs));
-                    delivered += 1;
-                }
-                TokenVerdict::Deliver(_) => {
-                    self.end_slow(id);
-                    freed = true;
-                }
-            }
-        }
-        if let Some(slot) = self.slot(worker) {
-            slot.view.stats = stats;
-            slot.useful |= delivered > 0;
-            slot.tokens_generated.increment(delivered);
-        }
-        if freed {
-            self.dispatch(Instant::now());
-        }
-        Ok(())
-    }
-
-    /// Ends a request whose consumer does not read.
-    fn end_slow(&mut self, id: RequestId) {
-        let limit = self.admission.limits().unread_tokens;
-        if let Some((consumer, placement)) = self.ledger.remove(id) {
-            let error = RequestError::SlowConsumer { unread: limit, limit };
-            self.conclude(
-                Ended { id, consumer, outcome: Err(error), submissions: 0, placement },
-                Timings::default(),
-            );
-        }
-    }
-
-    /// Tells the consumer how its request ended, and the worker if it still has it.
-    fn conclude(&mut self, ended: Ended<Consumer>, timings: Timings) {
-        let outcome = match &ended.outcome {
-            Ok(FinishReason::Stop) => "stop",
-            Ok(FinishReason::Length) => "length",
-            Ok(FinishReason::Cancelled) => "cancelled",
-            Err(error) => error.code(),
-        };
-        metrics::counter!("rocmforge_requests_ended_total", "outcome" => outcome).increment(1);
-        self.admission.finished(Instant::now());
-        self.cancel_in_worker(ended.id, ended.placement);
-        let event = match ended.outcome {
-            Ok(reason) => FleetEvent::Finished { reason, timings, attempts: ended.submissions },
-            Err(error) => FleetEvent::Failed(error),
-        };
-        // Tokens leave one place free; only a stream that is gone refuses.
-        let _ = ended.consumer.events.try_send(event);
-    }
-
-    fn cancel_in_worker(&mut self, id: RequestId, placement: Option<Placement>) {
-        let Some(Placement { worker, attempt }) = placement else { return };
-        let Some(slot) = self.slot(worker) else { return };
-        let Some(outbound) = slot.outbound.as_ref() else { return };
-        if outbound.try_send(ToWorker::Cancel { id, attempt }).is_err() {
-            // A cancel must not be lost: without its connection the worker is given up and its blocks with it.
-            tracing::warn!(worker = worker.0, "worker does not read its socket, connection dropped");
-            slot.outbound = None;
-        }
-    }
-}
-
-impl Slot {
-    fn takes_requests(&self, now: Instant) -> bool {
-        self.view.state == WorkerState::Ready
-            && self.outbound.is_some()
-            && self.paused_until.is_none_or(|until| now >= until)
     }
 }

@@ -16,24 +16,27 @@ mod core;
 mod keeper;
 mod metrics;
 mod request;
+mod run_dir;
 mod snapshot;
+mod state;
 
 pub use crate::admission::{PROMPT_TOKENS_MAX, QueueLimits, SubmitError};
 pub use crate::ledger::RequestError;
 pub use crate::supervisor::exit::{ExitKind, LastExit};
 pub use crate::supervisor::machine::WorkerState;
 pub use crate::supervisor::{SupervisorTiming, WorkerConfig};
-pub use config::{FleetConfig, private_run_dir};
+pub use config::FleetConfig;
 pub use request::{FleetEvent, TokenRequest, TokenStream};
+pub use run_dir::private_run_dir;
 pub use snapshot::{FleetSnapshot, LoadProgress, WorkerSnapshot};
 
 use self::core::Core;
 use self::keeper::{DrainOrder, Post};
+use self::run_dir::RunDir;
 use crate::supervisor::process::Spawner;
 use shared::error::Category;
 use shared::ids::WorkerId;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -42,8 +45,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Most workers of one gateway: far more devices than a host holds.
 pub const WORKERS_MAX: usize = 256;
-/// Longest path Linux takes for a socket (`sockaddr_un`), the closing NUL apart.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// How often deadlines are looked at and what a pause held back is handed out.
 const TICK: Duration = Duration::from_millis(20);
 /// Ticks between two recordings of the gauges: one second.
@@ -85,7 +86,7 @@ pub enum FleetError {
         owner: u32,
     },
     /// The kernel would cut the sockets' paths.
-    #[error("socket path {path} is {bytes} bytes long, limit {SOCKET_PATH_BYTES_MAX}", path = path.display())]
+    #[error("socket path {path} is {bytes} bytes long, limit {limit}", limit = run_dir::SOCKET_PATH_BYTES_MAX, path = path.display())]
     PathTooLong {
         /// The path.
         path: PathBuf,
@@ -112,8 +113,7 @@ pub struct Fleet {
 
 struct Inner {
     core: Arc<Core>,
-    run_dir: PathBuf,
-    sockets: Vec<PathBuf>,
+    run_dir: RunDir,
     timing: SupervisorTiming,
     keepers: Mutex<Vec<KeeperHandle>>,
     _clock: AbortOnDropHandle<()>,
@@ -136,37 +136,23 @@ impl Fleet {
             count if count > WORKERS_MAX => return Err(FleetError::TooManyWorkers { workers: count }),
             _ => {}
         }
-        let sockets: Vec<PathBuf> =
-            (0..workers.len()).map(|index| run_dir.join(format!("worker-{index}.sock"))).collect();
-        for path in &sockets {
-            let bytes = path.as_os_str().len();
-            if bytes > SOCKET_PATH_BYTES_MAX {
-                return Err(FleetError::PathTooLong { path: path.clone(), bytes });
-            }
-        }
-        make_run_dir(&run_dir)?;
+        let run_dir = RunDir::make(&run_dir, workers.len())?;
         metrics::describe();
         let spawner = Arc::new(Spawner::start().map_err(FleetError::Thread)?);
         let core = Arc::new(Core::new(workers.len(), queue));
-        let posts = workers.into_iter().zip(&sockets).enumerate().map(|(index, (config, socket))| Post {
-            id: WorkerId(index as u32),
-            config,
-            socket: socket.clone(),
-            timing,
-            core: Arc::clone(&core),
-            spawner: Arc::clone(&spawner),
-        });
+        let posts =
+            workers.into_iter().zip(run_dir.sockets()).enumerate().map(|(index, (config, socket))| Post {
+                id: WorkerId(index as u32),
+                config,
+                socket: socket.clone(),
+                timing,
+                core: Arc::clone(&core),
+                spawner: Arc::clone(&spawner),
+            });
         let keepers = posts.map(KeeperHandle::start).collect();
         let clock = AbortOnDropHandle::new(tokio::spawn(run_clock(Arc::clone(&core))));
-        let inner = Inner {
-            core,
-            run_dir,
-            sockets,
-            timing,
-            keepers: Mutex::new(keepers),
-            _clock: clock,
-            _spawner: spawner,
-        };
+        let inner =
+            Inner { core, run_dir, timing, keepers: Mutex::new(keepers), _clock: clock, _spawner: spawner };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -217,7 +203,7 @@ impl Fleet {
         if tokio::time::timeout(inner.timing.terminate_grace + REAP_TIMEOUT, all_gone).await.is_err() {
             tracing::error!("a worker process does not end after SIGKILL");
         }
-        inner.remove_run_dir();
+        inner.run_dir.remove();
     }
 }
 
@@ -229,20 +215,9 @@ impl KeeperHandle {
     }
 }
 
-impl Inner {
-    /// Removes what this fleet made, and nothing else that may lie there.
-    fn remove_run_dir(&self) {
-        for socket in &self.sockets {
-            let _ = std::fs::remove_file(socket);
-        }
-        let _ = std::fs::remove_dir(&self.run_dir);
-    }
-}
-
 impl Drop for Inner {
     fn drop(&mut self) {
         self.core.fail_all(&RequestError::ShuttingDown);
-        self.remove_run_dir();
     }
 }
 
@@ -259,16 +234,4 @@ async fn run_clock(core: Arc<Core>) {
         }
         until_record -= 1;
     }
-}
-
-/// Makes `path` with mode 0700, or takes one that is ours alone already.
-fn make_run_dir(path: &Path) -> Result<(), FleetError> {
-    let io = |source| FleetError::RunDirectory { path: path.to_owned(), source };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
-    let found = std::fs::symlink_metadata(path).map_err(io)?;
-    let (mode, owner) = (found.mode() & 0o777, found.uid());
-    if !found.is_dir() || mode & 0o077 != 0 || owner != nix::unistd::geteuid().as_raw() {
-        return Err(FleetError::SharedDirectory { path: path.to_owned(), mode, owner });
-    }
-    Ok(())
 }

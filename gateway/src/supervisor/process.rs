@@ -70,7 +70,7 @@ pub(crate) struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Runs `program serve --socket PATH args…` in its own process group; see the parent module for why.
+    /// Runs `program serve --socket PATH --parent-pid PID args…` in its own process group; see the parent module for why.
     pub(crate) async fn spawn(
         spawner: &Spawner,
         config: &WorkerConfig,
@@ -82,6 +82,8 @@ impl WorkerProcess {
             .arg("serve")
             .arg("--socket")
             .arg(socket)
+            .arg("--parent-pid")
+            .arg(std::process::id().to_string())
             .args(&config.args)
             .envs(config.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
