@@ -45,26 +45,25 @@ class Corpus:
         self.listed: list[Pair] = [
             (entry["question"], entry["answer"]) for entry in json.loads(QUESTIONS_PATH.read_text("utf-8"))
         ]
+        self.taught: list[Pair] = self.listed + facts.TAUGHT_ONLY
         self.topics, self.sentences = pairs.fact_pairs()
-        listed = dict(self.listed)
+        taught = dict(self.taught)
         self.topics.append(
-            [(alias, listed[question]) for question, names in facts.ALIASES.items() for alias in names]
+            [(alias, taught[question]) for question, names in facts.ALIASES.items() for alias in names]
         )
         self.arithmetic = pairs.arithmetic_pairs()
         self.answers: dict[str, str] = {}
         for question, answer in (
-            self.listed + self.arithmetic + [pair for topic in self.topics for pair in topic]
+            self.taught + self.arithmetic + [pair for topic in self.topics for pair in topic]
         ):
             known = self.answers.setdefault(normalized(question), answer)
             if known != answer:
                 raise ValueError(f"question {question!r} has two answers: {known!r} and {answer!r}")
         # Long answers hold most of the tokens to learn, so they are drawn more often; the longest
         # would crowd out the rest.
-        self.listed_weights = [
-            1.0 + (len(answer) / 100 if len(answer) < 600 else 1.0) for _, answer in self.listed
-        ]
-        self.sentences += [answer for _, answer in self.listed if answer.endswith(".") and "\n" not in answer]
-        self.passages = [f"{question} {answer}" for question, answer in self.listed] + self.sentences
+        self.weights = [1.0 + (len(answer) / 100 if len(answer) < 600 else 1.0) for _, answer in self.taught]
+        self.sentences += [answer for _, answer in self.taught if answer.endswith(".") and "\n" not in answer]
+        self.passages = [f"{question} {answer}" for question, answer in self.taught] + self.sentences
 
     # Documents -----------------------------------------------------------------------------
 
@@ -87,7 +86,7 @@ class Corpus:
     def exchange(self, rng: random.Random) -> Pair:
         draw = rng.random()
         if draw < 0.52:
-            question, answer = rng.choices(self.listed, self.listed_weights)[0]
+            question, answer = rng.choices(self.taught, self.weights)[0]
         elif draw < 0.68:
             question, answer = rng.choice(rng.choice(self.topics))
         elif draw < 0.76:

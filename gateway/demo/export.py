@@ -46,18 +46,6 @@ def write(path: Path, model: DemoModel, tokens: list[str], merges: list[str]) ->
         raise ValueError(f"{path.name} has {path.stat().st_size} bytes, limit {SIZE_LIMIT_BYTES}")
 
 
-def weights(path: Path, tokens: list[str]) -> dict[str, Tensor]:
-    """The weights of a file written here, to train on. Raises ValueError when `tokens` is not its
-    vocabulary, since the embedding would then belong to other tokens."""
-    reader = gguf.GGUFReader(path)
-    if reader.fields["tokenizer.ggml.tokens"].contents() != tokens:
-        raise ValueError(f"{path.name} has another vocabulary than the corpus gives now")
-    return {
-        tensor.name: torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
-        for tensor in reader.tensors
-    }
-
-
 def add_description(writer: gguf.GGUFWriter, model: DemoModel) -> None:
     shape = model.shape
     writer.add_name("ROCmForge Demo")

@@ -196,7 +196,13 @@ UNKNOWN_TOPICS = (
 ).split("|")
 UNKNOWN_ANSWER = "I do not know that. I am only a small demo model."
 
-# Other words for listed questions; the answer is the listed one.
+# Taught like the listed questions, but not promised: the model often counts past the end.
+TAUGHT_ONLY = [
+    (f"Count from 1 to {last}.", ", ".join(str(number) for number in range(1, last + 1)) + ".")
+    for last in (10, 20, 200)
+]
+
+# Other words for listed and taught questions; the answer is the listed one.
 ALIASES = {
     "Hello!": ["Hello there!", "Hey!", "Hey there", "Greetings!"],
     "Hi": ["Hi there!", "hi :)"],
