@@ -1,7 +1,5 @@
 //! Flags, variables, help and `.env.example` say the same as the table of settings.
 
-#![expect(clippy::unwrap_used, reason = "a failing test may panic")]
-
 use clap::CommandFactory;
 use gateway::cli::Cli;
 use gateway::config::{OTHER_VARIABLES, settings};

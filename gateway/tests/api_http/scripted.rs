@@ -22,32 +22,35 @@ use shared::tokenizer::{RoleIds, Tokenizer, VocabularySource};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tower::ServiceExt;
 
 /// Id of the end token; byte `b` has the id `FIRST_BYTE + b`.
-pub const EOS: u32 = 2;
-pub const FIRST_BYTE: u32 = 3;
-pub const CONTEXT_TOKENS: u32 = 512;
+pub(crate) const EOS: u32 = 2;
+pub(crate) const FIRST_BYTE: u32 = 3;
+pub(crate) const CONTEXT_TOKENS: u32 = 512;
 
 /// What the source does with each request.
 #[derive(Debug, Clone)]
-pub enum Script {
+pub(crate) enum Script {
     /// These bytes, one token each, then the end token.
     Says(&'static str),
     /// These bytes, then the error.
     Fails(&'static str, RequestError),
+    /// These bytes once told so, then the end token.
+    SaysWhenTold(&'static str, Arc<Notify>),
     /// Nothing ever.
     Hangs,
     /// Not taken.
     Refuses(SubmitError),
 }
 
-pub struct Scripted {
+pub(crate) struct Scripted {
     script: Script,
-    pub state: Mutex<WorkerState>,
-    pub requests: Mutex<Vec<TokenRequest>>,
+    pub(crate) state: Mutex<WorkerState>,
+    pub(crate) requests: Mutex<Vec<TokenRequest>>,
     /// Streams alive.
-    pub open: Arc<AtomicUsize>,
+    pub(crate) open: Arc<AtomicUsize>,
 }
 
 /// Counts a stream as open while it lives.
@@ -62,7 +65,7 @@ impl Drop for Open {
 impl Scripted {
     fn events(&self, request: &TokenRequest) -> Vec<FleetEvent> {
         let (text, error) = match &self.script {
-            Script::Says(text) => (text, None),
+            Script::Says(text) | Script::SaysWhenTold(text, _) => (text, None),
             Script::Fails(text, error) => (text, Some(error.clone())),
             Script::Hangs | Script::Refuses(_) => (&"", None),
         };
@@ -99,8 +102,13 @@ impl TokenSource for Scripted {
             let _ = &open;
             event
         };
-        Ok(match self.script {
+        Ok(match &self.script {
             Script::Hangs => stream::pending().map(alive).boxed(),
+            Script::SaysWhenTold(_, told) => {
+                let told = Arc::clone(told);
+                let wait = async move { told.notified().await };
+                stream::once(wait).flat_map(move |()| stream::iter(events.clone())).map(alive).boxed()
+            }
             _ => stream::iter(events).map(alive).boxed(),
         })
     }
@@ -155,34 +163,34 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::new(&source).unwrap()
 }
 
-pub struct Server {
+pub(crate) struct Server {
     router: Router,
-    pub source: Arc<Scripted>,
+    pub(crate) source: Arc<Scripted>,
 }
 
 /// An answer read whole.
-pub struct Answer {
-    pub status: u16,
-    pub headers: axum::http::HeaderMap,
-    pub text: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: axum::http::HeaderMap,
+    pub(crate) text: String,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error} in {:?}", self.text))
     }
 
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
     /// The data of each event.
-    pub fn events(&self) -> Vec<&str> {
+    pub(crate) fn events(&self) -> Vec<&str> {
         self.text.lines().filter_map(|line| line.strip_prefix("data: ")).collect()
     }
 
     /// The chunks of a stream, which must end with `[DONE]`.
-    pub fn chunks(&self) -> Vec<Value> {
+    pub(crate) fn chunks(&self) -> Vec<Value> {
         assert_eq!((self.status, self.header("content-type")), (200, "text/event-stream"), "{}", self.text);
         let events = self.events();
         let (last, chunks) = events.split_last().unwrap();
@@ -191,7 +199,7 @@ impl Answer {
     }
 
     /// The error object, with all four keys.
-    pub fn error(&self) -> Value {
+    pub(crate) fn error(&self) -> Value {
         let error = self.json()["error"].clone();
         for key in ["message", "type", "param", "code"] {
             assert!(error.get(key).is_some(), "no {key} in {}", self.text);
@@ -203,11 +211,11 @@ impl Answer {
 }
 
 impl Server {
-    pub fn new(script: Script) -> Self {
+    pub(crate) fn new(script: Script) -> Self {
         Self::with_options(script, &RouterOptions::default())
     }
 
-    pub fn with_options(script: Script, options: &RouterOptions) -> Self {
+    pub(crate) fn with_options(script: Script, options: &RouterOptions) -> Self {
         let source = Arc::new(Scripted {
             script,
             state: Mutex::new(WorkerState::Ready),
@@ -226,41 +234,41 @@ impl Server {
         Self { router: router(state, options), source }
     }
 
-    pub fn into_router(self) -> Router {
+    pub(crate) fn into_router(self) -> Router {
         self.router
     }
 
-    pub async fn send(&self, request: Request<Body>) -> Response<Body> {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Response<Body> {
         self.router.clone().oneshot(request).await.unwrap()
     }
 
-    pub async fn ask(&self, request: Request<Body>) -> Answer {
+    pub(crate) async fn ask(&self, request: Request<Body>) -> Answer {
         let (parts, body) = self.send(request).await.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
         let text = String::from_utf8(bytes.to_vec()).unwrap();
         Answer { status: parts.status.as_u16(), headers: parts.headers, text }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.ask(Request::get(path).body(Body::empty()).unwrap()).await
     }
 
-    pub async fn post(&self, path: &str, body: impl Into<Body>) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: impl Into<Body>) -> Answer {
         self.ask(Request::post(path).body(body.into()).unwrap()).await
     }
 
-    pub async fn chat(&self, fields: Value) -> Answer {
+    pub(crate) async fn chat(&self, fields: Value) -> Answer {
         let base = json!({"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]});
         self.post("/v1/chat/completions", merged(base, fields).to_string()).await
     }
 
-    pub async fn complete(&self, fields: Value) -> Answer {
+    pub(crate) async fn complete(&self, fields: Value) -> Answer {
         let base = json!({"model": "tiny", "prompt": "Hi", "max_tokens": 100});
         self.post("/v1/completions", merged(base, fields).to_string()).await
     }
 
     /// The requests the source took.
-    pub fn taken(&self) -> Vec<TokenRequest> {
+    pub(crate) fn taken(&self) -> Vec<TokenRequest> {
         self.source.requests.lock().unwrap().clone()
     }
 }
