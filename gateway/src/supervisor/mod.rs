@@ -15,12 +15,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How one worker is run: `program serve --socket PATH args…`.
+/// How one worker is run: `program serve --socket PATH --parent-pid PID args…`.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
     /// The worker's executable.
     pub program: PathBuf,
-    /// Arguments after `serve --socket PATH`.
+    /// Arguments after those the supervisor gives.
     pub args: Vec<OsString>,
     /// Added to the gateway's own environment (device pinning, thread counts).
     pub env: Vec<(OsString, OsString)>,

@@ -70,7 +70,8 @@ pub(crate) struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Runs `program serve --socket PATH --parent-pid PID args…` in its own process group; see the parent module for why.
+    /// Runs `program serve --socket PATH --parent-pid PID args…` in its own process group; the parent module says why.
+    /// The pid is ours: a worker whose parent is another by the time it asks for the death signal has lost us already.
     pub(crate) async fn spawn(
         spawner: &Spawner,
         config: &WorkerConfig,
