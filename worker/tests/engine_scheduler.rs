@@ -157,18 +157,36 @@ fn a_short_prompt_does_not_wait_for_a_long_ones_end() {
 }
 
 #[test]
+fn a_long_prompt_does_not_starve_behind_short_ones() {
+    let mut rig = Rig::new(config(512, 200, 4));
+    rig.submit(submit(0, &prompt(400), 1)).unwrap();
+    // Every step brings short prompts that could fill the whole budget; half of it is the long one's.
+    for id in 1..=60 {
+        let short: Vec<TokenId> = prompt(16).iter().map(|token| (token + id as TokenId) % 32).collect();
+        rig.submit(submit(id, &short, 1)).unwrap();
+        rig.step();
+    }
+    assert!(rig.answers[&RequestId(0)].1.is_some(), "the long prompt starves");
+    rig.run_to_end();
+}
+
+#[test]
 fn choices_of_one_prompt_compute_it_once() {
-    let mut rig = Rig::new(config(128, 64, 4));
-    for id in 0..4 {
-        rig.submit(submit(id, &prompt(42), 1)).unwrap();
-    }
-    let mut computed = 0;
-    while !rig.scheduler.is_idle() {
-        computed += rig.step().tokens();
-    }
+    let check = |prompt_len: usize, expected: usize, hits: u64| {
+        let mut rig = Rig::new(config(128, 64, 4));
+        for id in 0..4 {
+            rig.submit(submit(id, &prompt(prompt_len), 1)).unwrap();
+        }
+        let mut computed = 0;
+        while !rig.scheduler.is_idle() {
+            computed += rig.step().tokens();
+        }
+        assert_eq!((computed, rig.stats().prefix_hits), (expected, hits));
+    };
     // 40 tokens in full blocks once, the 2 beyond them for each.
-    assert_eq!(computed, 40 + 4 * 2);
-    assert_eq!(rig.stats().prefix_hits, 3 * 40);
+    check(42, 40 + 4 * 2, 3 * 40);
+    // Each computes the last block for its logits.
+    check(40, 36 + 4 * 4, 3 * 36);
 }
 
 #[test]
