@@ -5,7 +5,7 @@ use crate::api::{ApiSettings, ApiState};
 use crate::config::{
     ConfigError, ServeConfig, SettingName, Surroundings, WORKER_PROGRAM_VARIABLE, physical_cores,
 };
-use crate::demo_model::{self, DemoModelError};
+use crate::demo_model::{DEMO_MODEL_ID, DemoModel, DemoModelError};
 use crate::fleet::{Fleet, FleetConfig, FleetError, WorkerConfig};
 use crate::generation::TokenSource;
 use crate::metrics;
@@ -195,16 +195,13 @@ async fn serve(config: ServeConfig) -> Result<(), ServeError> {
         return Err(ServeError::NoWorkerProgram { path: config.worker_program });
     }
     let metrics = metrics::install()?;
-    let mut signals = Signals::new()?;
+    let signals = Signals::new()?;
 
-    // The run directory is private to this process, so the demo model's file in it is too.
-    let mut fleet_config = FleetConfig::new(Vec::new());
     let demo = match config.model {
-        None => Some(demo_model::write()?),
+        None => Some(DemoModel::unpack()?),
         Some(_) => None,
     };
-    let model_path = config.model.clone().or_else(|| demo.as_ref().map(|demo| demo.to_path_buf()));
-    let model_path = model_path.unwrap_or_default();
+    let model_path = demo.as_ref().map(DemoModel::path).or(config.model.clone()).unwrap_or_default();
     let model = TextModel::open(&model_path)?;
 
     let address = SocketAddr::new(config.host, config.port);
@@ -214,11 +211,12 @@ async fn serve(config: ServeConfig) -> Result<(), ServeError> {
         eprintln!("rocmforge: no --model given, serving the built-in demo model");
     }
 
-    fleet_config.workers = (0..config.workers).map(|_| worker_config(&config, &model_path)).collect();
+    let workers = (0..config.workers).map(|_| worker_config(&config, &model_path)).collect();
+    let mut fleet_config = FleetConfig::new(workers);
     fleet_config.queue.requests = config.queue_requests_max;
     let fleet = Fleet::start(fleet_config)?;
     let settings = ApiSettings {
-        model_id: config.alias.clone().unwrap_or_else(|| model_id(&config, &model)),
+        model_id: model_id(&config),
         context_tokens: config.context_tokens,
         request_timeout: config.request_timeout,
         body_bytes_max: config.body_bytes_max,
@@ -231,22 +229,24 @@ async fn serve(config: ServeConfig) -> Result<(), ServeError> {
     let limits = Limits { connections: config.connections_max, header_timeout: HEADER_TIMEOUT };
 
     let upkeep = tokio::spawn(keep_metrics(metrics));
-    let grace = config.grace;
-    let drain = async {
-        signals.next().await;
-        tracing::info!(grace_s = grace.as_secs_f64(), "shutting down");
-        // Connections stay open meanwhile: `/ready` says 503, and running answers go on.
-        tokio::select! {
-            () = fleet.shutdown(grace) => {}
-            () = signals.next() => {
-                tracing::warn!("second signal, ending at once");
-                fleet.shutdown(Duration::ZERO).await;
-            }
-        }
-    };
+    let drain = drain_when_told(signals, &fleet, config.grace);
     server::serve(listener, router, limits, drain).await;
     upkeep.abort();
     Ok(())
+}
+
+/// Resolves once the process may end: a signal came and what ran has finished. Connections stay open meanwhile, so
+/// `/ready` says 503 and running answers go on. A second signal ends the wait.
+async fn drain_when_told(mut signals: Signals, fleet: &Fleet, grace: Duration) {
+    signals.next().await;
+    tracing::info!(grace_s = grace.as_secs_f64(), "shutting down");
+    tokio::select! {
+        () = fleet.shutdown(grace) => {}
+        () = signals.next() => {
+            tracing::warn!("second signal, ending at once");
+            fleet.shutdown(Duration::ZERO).await;
+        }
+    }
 }
 
 /// The one line on stdout, by which scripts find the port.
@@ -256,9 +256,10 @@ fn announce(listener: &TcpListener) -> Result<(), ServeError> {
     writeln!(stdout, "listening on http://{address}").and_then(|()| stdout.flush()).map_err(system("stdout"))
 }
 
-fn model_id(config: &ServeConfig, model: &TextModel) -> String {
+/// Without an alias: the file's name, which unlike `general.name` has no spaces as a rule.
+fn model_id(config: &ServeConfig) -> String {
     let stem = config.model.as_deref().and_then(Path::file_stem).and_then(|stem| stem.to_str());
-    stem.unwrap_or_else(|| model.name()).to_owned()
+    config.alias.as_deref().or(stem).unwrap_or(DEMO_MODEL_ID).to_owned()
 }
 
 fn worker_config(config: &ServeConfig, model: &Path) -> WorkerConfig {
