@@ -204,3 +204,12 @@ async fn heads_of_unread_bodies_do_not_matter() {
         "any content type is read as JSON, as curl -d sends none of it"
     );
 }
+
+#[tokio::test]
+async fn a_panicking_handler_costs_one_500() {
+    let server = Server::new(Script::Panics);
+    let answer = server.chat(json!({})).await;
+    assert_eq!((answer.status, answer.error()["type"].clone()), (500, json!("server_error")));
+    assert!(!answer.text.contains("scripted defect"), "inner words stay inside");
+    assert_eq!(server.get("/health").await.status, 200);
+}

@@ -43,6 +43,8 @@ pub(crate) enum Script {
     Hangs,
     /// Not taken.
     Refuses(SubmitError),
+    /// A defect.
+    Panics,
 }
 
 pub(crate) struct Scripted {
@@ -67,7 +69,7 @@ impl Scripted {
         let (text, error) = match &self.script {
             Script::Says(text) | Script::SaysWhenTold(text, _) => (text, None),
             Script::Fails(text, error) => (text, Some(error.clone())),
-            Script::Hangs | Script::Refuses(_) => (&"", None),
+            Script::Hangs | Script::Refuses(_) | Script::Panics => (&"", None),
         };
         let event = |token: u32| {
             let top = |k: u32| (0..k).map(|n| (FIRST_BYTE + u32::from(b'a') + n, -1.5 - n as f32)).collect();
@@ -94,6 +96,7 @@ impl TokenSource for Scripted {
         if let Script::Refuses(error) = &self.script {
             return Err(error.clone());
         }
+        assert!(!matches!(self.script, Script::Panics), "the scripted defect");
         let events = self.events(&request);
         self.requests.lock().unwrap().push(request);
         self.open.fetch_add(1, Ordering::SeqCst);
