@@ -23,6 +23,7 @@ fn openai_sdk() {
         "test_chat_stream.py",
         "test_completions.py",
         "test_models_and_errors.py",
+        "test_stop_strings_at_random.py",
     ]);
 }
 

@@ -1,5 +1,6 @@
 """`client.completions`, streamed and not."""
 
+import itertools
 import json
 import math
 
@@ -122,14 +123,15 @@ def test_logprobs_are_of_the_text(client, model, alternatives):
     tokens, scores, tops, offsets = lists(choice.logprobs)
     assert len(tokens) == len(scores) == len(tops) == len(offsets) == answer.usage.completion_tokens == 20
     assert "".join(tokens) == choice.text
-    for at, (token, score, top) in enumerate(zip(tokens, scores, tops)):
+    for at, (token, score, top) in enumerate(zip(tokens, scores, tops, strict=True)):
         assert score <= 0 and top[token] == score
         assert len(top) == max(alternatives, 1), "greedy: the token is among the likeliest"
         assert math.fsum(map(math.exp, top.values())) <= 1 + 1e-4
         assert offsets[at] - offsets[0] == len("".join(tokens[:at]))
     found = stream(client, model, prompt, max_tokens=20, logprobs=alternatives)
     streamed = [lists(choice.logprobs) for piece in found for choice in piece.choices if choice.logprobs]
-    assert [sum(parts, []) for parts in zip(*streamed)] == lists(choice.logprobs)
+    joined = [list(itertools.chain(*parts)) for parts in zip(*streamed, strict=True)]
+    assert joined == lists(choice.logprobs)
 
 
 def test_without_asking_there_are_no_logprobs(client, model):

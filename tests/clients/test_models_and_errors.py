@@ -1,8 +1,12 @@
 """`client.models`, and that refusals arrive as the SDK's exceptions with field, code and request id."""
 
+import select
+from contextlib import closing
+from http.client import HTTPConnection, HTTPResponse
+
 import openai
 import pytest
-from conftest import CAPITAL, user
+from conftest import ANSWER_TIMEOUT_S, CAPITAL, user
 from openai import OpenAI, omit
 from wire_check import checked
 
@@ -131,6 +135,32 @@ def test_requests_without_a_known_key_are_refused(client, model, authorization):
 def test_client_with_another_key_is_refused():
     with OpenAI(api_key="sk-wrong", max_retries=0) as stranger, pytest.raises(openai.AuthenticationError):
         stranger.models.list()
+
+
+@pytest.mark.parametrize(("path", "key"), [("chat/completions", "sk-wrong"), ("no/such/path", None), ("models", None)])
+def test_refusal_before_the_body_leaves_the_connection_usable(client, path, key):
+    """The SDK sends headers and body apart and keeps its connection: a server that closes it in between, without
+    having said so, makes the next request fail with a connection error."""
+    body = b'{"model": "m"}'
+    head = f"POST {client.base_url.path}{path} HTTP/1.1\r\nHost: clients\r\nContent-Type: application/json\r\n"
+    head += f"Authorization: Bearer {key or client.api_key}\r\nContent-Length: {len(body)}\r\n\r\n"
+    address = (client.base_url.host, client.base_url.port)
+    connection = HTTPConnection(*address, timeout=ANSWER_TIMEOUT_S)
+    connection.connect()
+    with closing(connection):
+        statuses = []
+        for _ in range(2):
+            connection.sock.sendall(head.encode())
+            # Whether the server answers now or waits for the body is its own matter.
+            select.select([connection.sock], [], [], 0.2)
+            connection.sock.sendall(body)
+            response = HTTPResponse(connection.sock, method="POST")
+            response.begin()
+            response.read()
+            statuses.append(response.status)
+            if response.getheader("Connection") == "close":
+                break
+    assert set(statuses) <= {401, 404, 405}, statuses
 
 
 def test_unknown_paths_are_not_found(client):

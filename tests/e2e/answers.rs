@@ -72,8 +72,9 @@ fn a_stream_has_one_id_ends_with_a_reason_and_usage_when_asked() {
 fn same_seed_same_text_streamed_or_not_and_beside_others() {
     let server = Server::ready(&ServerOptions::default());
     let url = server.at("/v1/chat/completions");
-    let mut body = chat_body("Tell me about ROCmForge.");
-    body["temperature"] = json!(1.3);
+    // Nothing the model was taught, at a temperature where it wanders.
+    let mut body = chat_body("Sing about purple engines and seventeen clouds");
+    body["temperature"] = json!(2);
     body["seed"] = json!(42);
     body["max_tokens"] = json!(60);
     let text = |body: &serde_json::Value| post(&url, body).1["choices"][0]["message"]["content"].clone();
@@ -94,11 +95,13 @@ fn same_seed_same_text_streamed_or_not_and_beside_others() {
 #[test]
 fn two_clients_do_not_wait_for_each_other() {
     let server = Server::ready(&ServerOptions::default());
-    let mut long = json!({"model": "default", "prompt": "One two three", "max_tokens": 1500, "ignore_eos": true});
+    let mut long =
+        json!({"model": "default", "prompt": "One two three", "max_tokens": 1500, "ignore_eos": true});
     long["temperature"] = json!(0);
     let mut stream = Stream::open(&server.at("/v1/completions"), &long);
     assert!(stream.next_chunk().is_some(), "the long answer has begun");
-    let (status, body) = post(&server.at("/v1/chat/completions"), &chat_body("What is the capital of France?"));
+    let (status, body) =
+        post(&server.at("/v1/chat/completions"), &chat_body("What is the capital of France?"));
     assert_eq!(status, 200, "{body}");
     // The short answer is complete; the long one still has most of its tokens to come.
     let remaining = stream.rest().len();

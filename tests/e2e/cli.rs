@@ -82,7 +82,9 @@ fn bench_prints_named_rates() {
     let model = demo_model();
     let args = ["bench", "--model", &model, "--prompt", "32", "--gen", "8", "--batch", "1,4", "--json"];
     let results: Vec<Value> = serde_json::from_str(&stdout(&args)).expect("JSON");
-    let rate = |test: &str| results.iter().find(|result| result["test"] == test).map(|result| result["tok_s"].as_f64());
+    let rate = |test: &str| {
+        results.iter().find(|result| result["test"] == test).map(|result| result["tok_s"].as_f64())
+    };
     for test in ["pp32", "tg8", "tg8@4"] {
         assert!(rate(test).flatten().is_some_and(|rate| rate > 0.0), "{test}: {results:?}");
     }

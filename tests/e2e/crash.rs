@@ -22,7 +22,8 @@ fn killed_worker_is_replaced_and_the_next_request_succeeds() {
     poll("/ready to notice", || (get(&server.at("/ready")).0 == 503).then_some(()));
     server.wait_ready();
     assert_ne!(server.worker_pids()[0], old);
-    let (status, body) = post(&server.at("/v1/chat/completions"), &chat_body("What is the capital of France?"));
+    let (status, body) =
+        post(&server.at("/v1/chat/completions"), &chat_body("What is the capital of France?"));
     assert_eq!(status, 200, "{body}");
     let health = server.health();
     assert_eq!(health["workers"][0]["restarts"], json!(1), "{health}");

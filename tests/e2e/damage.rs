@@ -56,7 +56,9 @@ fn damaged_files_are_refused_in_one_line() {
     let mut refused = 0;
     for seed in 0..FILES {
         std::fs::write(&path, damage(&good, seed)).expect("damaged file");
-        let script = format!("ulimit -v {MEMORY_LIMIT_KIB}; exec timeout 20 \"$0\" logits --model \"$1\" --tokens 5 --out \"$2\"");
+        let script = format!(
+            "ulimit -v {MEMORY_LIMIT_KIB}; exec timeout 20 \"$0\" logits --model \"$1\" --tokens 5 --out \"$2\""
+        );
         let output = Command::new("bash")
             .args(["-c", &script])
             .arg(binary("rocmforge"))

@@ -32,10 +32,10 @@ pub fn post(url: &str, body: &Value) -> (u16, Value) {
 /// A greedy chat request with one user message.
 pub fn chat_body(question: &str) -> Value {
     json!({
-        "model": "default",
+        "model": super::MODEL,
         "messages": [{"role": "user", "content": question}],
         "temperature": 0,
-        "max_tokens": 300,
+        "max_tokens": 500,
     })
 }
 

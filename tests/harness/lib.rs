@@ -7,7 +7,7 @@ mod http;
 mod server;
 
 pub use http::{Stream, chat_body, get, post};
-pub use server::{Server, ServerOptions};
+pub use server::{MODEL, Server, ServerOptions};
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

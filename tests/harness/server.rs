@@ -8,6 +8,11 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+/// Lines of a server's log shown when a test fails.
+const LOG_LINES_SHOWN: usize = 40;
+/// What the model is called in requests.
+pub const MODEL: &str = "default";
+
 /// What differs from `rocmforge serve --port 0` on the demo model.
 #[derive(Default)]
 pub struct ServerOptions {
@@ -52,8 +57,19 @@ impl Server {
         binary("rocmforge-worker");
         let mut child = Command::new(binary("rocmforge"))
             .args(["serve", "--port", "0", "--host", "127.0.0.1"])
+            // A repeated flag would be refused, so an alias among the options replaces the usual one.
+            .args(
+                options
+                    .args
+                    .iter()
+                    .all(|arg| arg != "--alias")
+                    .then_some(["--alias", MODEL])
+                    .into_iter()
+                    .flatten(),
+            )
             .args(&options.args)
-            .env("ROCMFORGE_LOG_LEVEL", "info")
+            // Without the line for each request, of which polls make thousands.
+            .env("ROCMFORGE_LOG_LEVEL", "info,gateway::server=warn")
             .envs(options.env.iter().map(|(name, value)| (name, value)))
             .current_dir(directory.path())
             .stdin(Stdio::null())
@@ -136,7 +152,10 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- server log ---\n{}", self.log());
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];
+            eprintln!("--- end of the server's log ---\n{}", tail.join("\n"));
         }
         if self.child.try_wait().ok().flatten().is_none() {
             let _ = self.child.kill();

@@ -110,7 +110,8 @@ fn imports_point_one_way() {
     for (folder, names) in forbidden {
         for source in sources(&[folder]) {
             for (number, line) in source.production_lines() {
-                let imported = line.trim_start().strip_prefix("use ").or(line.trim_start().strip_prefix("pub use "));
+                let imported =
+                    line.trim_start().strip_prefix("use ").or(line.trim_start().strip_prefix("pub use "));
                 if imported.is_some_and(|path| names.iter().any(|name| path.starts_with(name))) {
                     offences.push(format!("{}:{number}: {}", source.path, line.trim()));
                 }
@@ -163,7 +164,8 @@ fn unsafe_code_lives_in_the_kernels_and_one_memory_map() {
 #[test]
 fn nothing_is_left_open() {
     // Spelt in two parts so that this file does not find itself.
-    let marks = [["todo", "!("], ["unimplemented", "!("], ["FIX", "ME"], ["#[ig", "nore"]].map(|parts| parts.concat());
+    let marks = [["todo", "!("], ["unimplemented", "!("], ["FIX", "ME"], ["#[ig", "nore"]]
+        .map(|parts| parts.concat());
     let mut offences = Vec::new();
     for source in sources(&["gateway", "worker", "shared", "kernels", "tests"]) {
         for (number, line) in (1..).zip(source.text.lines()) {

@@ -1,6 +1,6 @@
 //! `rocmforge logits` and `rocmforge bench`: handed to the worker binary, the only one that computes.
 
-use super::error::CliError;
+use super::error::CommandError;
 use clap::Args;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -68,9 +68,12 @@ pub struct ComputeArgs {
 }
 
 /// Becomes `worker logits`. Returns only when that fails.
-pub fn logits(args: &LogitsArgs, worker: &Path) -> CliError {
+pub fn logits(args: &LogitsArgs, worker: &Path) -> CommandError {
     let mut line = WorkerLine::new("logits");
-    line.flag("--model", &args.model).flag("--tokens", &args.tokens).flag("--out", &args.out).device(&args.device);
+    line.flag("--model", &args.model)
+        .flag("--tokens", &args.tokens)
+        .flag("--out", &args.out)
+        .device(&args.device);
     if args.all {
         line.0.push("--all".into());
     }
@@ -78,7 +81,7 @@ pub fn logits(args: &LogitsArgs, worker: &Path) -> CliError {
 }
 
 /// Becomes `worker bench`. Returns only when that fails.
-pub fn bench(args: &BenchArgs, worker: &Path) -> CliError {
+pub fn bench(args: &BenchArgs, worker: &Path) -> CommandError {
     let mut line = WorkerLine::new("bench");
     line.flag("--model", &args.model)
         .flag("--prompt", args.prompt.to_string())
@@ -93,7 +96,7 @@ pub fn bench(args: &BenchArgs, worker: &Path) -> CliError {
 }
 
 /// Becomes `worker tensor`. Returns only when that fails.
-pub fn tensor(model: &Path, name: &str, out: &Path, worker: &Path) -> CliError {
+pub fn tensor(model: &Path, name: &str, out: &Path, worker: &Path) -> CommandError {
     let mut line = WorkerLine::new("tensor");
     line.flag("--model", model).flag("--name", name).flag("--out", out);
     line.become_worker(worker)
@@ -121,8 +124,8 @@ impl WorkerLine {
     }
 
     /// Replaces this process, so that signals and exit code are the worker's own.
-    fn become_worker(&self, worker: &Path) -> CliError {
+    fn become_worker(&self, worker: &Path) -> CommandError {
         let error = Command::new(worker).args(&self.0).exec();
-        CliError::runtime(format!("cannot run {}: {error}", worker.display()))
+        CommandError::runtime(format!("cannot run {}: {error}", worker.display()))
     }
 }

@@ -5,14 +5,14 @@ use shared::error::ExitCode;
 /// A failed command.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub struct CliError {
+pub struct CommandError {
     /// What the process returns.
     pub exit_code: ExitCode,
     /// One line for stderr.
     pub message: String,
 }
 
-impl CliError {
+impl CommandError {
     /// The work failed while running.
     pub fn runtime(message: impl Into<String>) -> Self {
         Self { exit_code: ExitCode::Runtime, message: message.into() }

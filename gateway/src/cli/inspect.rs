@@ -1,6 +1,6 @@
 //! `rocmforge inspect`: what a GGUF file holds and what serving it would take.
 
-use super::error::CliError;
+use super::error::CommandError;
 use clap::Args;
 use serde_json::{Map, Value as Json, json};
 use shared::gguf::{Array, Gguf, Metadata, TensorInfo, Value};
@@ -32,11 +32,11 @@ pub struct InspectArgs {
 }
 
 /// The report as text or JSON.
-pub fn report(args: &InspectArgs) -> Result<String, CliError> {
-    let gguf = Gguf::open(&args.model).map_err(|error| CliError::model_file(&error))?;
+pub fn report(args: &InspectArgs) -> Result<String, CommandError> {
+    let gguf = Gguf::open(&args.model).map_err(|error| CommandError::model_file(&error))?;
     if args.json {
         return serde_json::to_string_pretty(&to_json(&gguf))
-            .map_err(|error| CliError::runtime(format!("result does not encode: {error}")));
+            .map_err(|error| CommandError::runtime(format!("result does not encode: {error}")));
     }
     Ok(to_text(&gguf))
 }
@@ -115,8 +115,7 @@ fn memory(gguf: &Gguf) -> Option<Memory> {
     let count = |name: &str| architecture_key(metadata, name);
     let heads = count("attention.head_count")?;
     let kv_heads = count("attention.head_count_kv").unwrap_or(heads);
-    let head_dim =
-        count("attention.key_length").or_else(|| count("embedding_length")?.checked_div(heads))?;
+    let head_dim = count("attention.key_length").or_else(|| count("embedding_length")?.checked_div(heads))?;
     let context_tokens = count("context_length")?.min(ESTIMATE_CONTEXT);
     let elements = [2, count("block_count")?, kv_heads, head_dim, context_tokens]
         .into_iter()

@@ -1,6 +1,6 @@
 //! `rocmforge tokenize`: text to token ids and back, one JSON object a line.
 
-use super::error::CliError;
+use super::error::CommandError;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use shared::gguf::Gguf;
@@ -41,14 +41,15 @@ struct Ids {
 }
 
 /// Runs the command over `input` and `output`.
-pub fn run(args: &TokenizeArgs, input: &mut dyn BufRead, output: &mut dyn Write) -> Result<(), CliError> {
-    let gguf = Gguf::open(&args.model).map_err(|error| CliError::model_file(&error))?;
-    let tokenizer = Tokenizer::from_metadata(gguf.metadata()).map_err(|error| CliError::model_file(&error))?;
+pub fn run(args: &TokenizeArgs, input: &mut dyn BufRead, output: &mut dyn Write) -> Result<(), CommandError> {
+    let gguf = Gguf::open(&args.model).map_err(|error| CommandError::model_file(&error))?;
+    let tokenizer = Tokenizer::from_gguf(&gguf).map_err(|error| CommandError::model_file(&error))?;
     let mut line = String::new();
     for number in 1u64.. {
         line.clear();
         let read = input.take(LINE_BYTES_MAX).read_line(&mut line);
-        let read = read.map_err(|error| CliError::runtime(format!("standard input, line {number}: {error}")))?;
+        let read =
+            read.map_err(|error| CommandError::runtime(format!("standard input, line {number}: {error}")))?;
         if read == 0 {
             break;
         }
@@ -60,35 +61,47 @@ pub fn run(args: &TokenizeArgs, input: &mut dyn BufRead, output: &mut dyn Write)
         } else {
             encode(&tokenizer, &line, args, number)?
         };
-        writeln!(output, "{answer}").map_err(|error| CliError::runtime(format!("standard output: {error}")))?;
+        writeln!(output, "{answer}")
+            .map_err(|error| CommandError::runtime(format!("standard output: {error}")))?;
     }
-    output.flush().map_err(|error| CliError::runtime(format!("standard output: {error}")))
+    output.flush().map_err(|error| CommandError::runtime(format!("standard output: {error}")))
 }
 
-fn encode(tokenizer: &Tokenizer, line: &str, args: &TokenizeArgs, number: u64) -> Result<String, CliError> {
+fn encode(
+    tokenizer: &Tokenizer,
+    line: &str,
+    args: &TokenizeArgs,
+    number: u64,
+) -> Result<String, CommandError> {
     let Text { text } = parse(line, number, r#"{"text": "…"}"#)?;
     let options = EncodeOptions { add_special: !args.no_bos, parse_special: !args.no_special };
     to_line(&Ids { ids: tokenizer.encode(&text, options) })
 }
 
-fn decode(tokenizer: &Tokenizer, line: &str, args: &TokenizeArgs, number: u64) -> Result<String, CliError> {
+fn decode(
+    tokenizer: &Tokenizer,
+    line: &str,
+    args: &TokenizeArgs,
+    number: u64,
+) -> Result<String, CommandError> {
     let Ids { ids } = parse(line, number, r#"{"ids": […]}"#)?;
     let limit = tokenizer.vocab_len();
     if let Some(id) = ids.iter().find(|id| **id as usize >= limit) {
         let message = format!("standard input, line {number}: id {id} is outside the vocabulary of {limit}");
-        return Err(CliError::configuration(message));
+        return Err(CommandError::configuration(message));
     }
     let special = if args.no_special { SpecialTokens::Skip } else { SpecialTokens::Render };
     let text = String::from_utf8_lossy(&tokenizer.decode_cleaned(&ids, special)).into_owned();
     to_line(&Text { text })
 }
 
-fn parse<T: serde::de::DeserializeOwned>(line: &str, number: u64, expected: &str) -> Result<T, CliError> {
+fn parse<T: serde::de::DeserializeOwned>(line: &str, number: u64, expected: &str) -> Result<T, CommandError> {
     serde_json::from_str(line).map_err(|error| {
-        CliError::configuration(format!("standard input, line {number}: {error}; expected {expected}"))
+        CommandError::configuration(format!("standard input, line {number}: {error}; expected {expected}"))
     })
 }
 
-fn to_line(value: &impl Serialize) -> Result<String, CliError> {
-    serde_json::to_string(value).map_err(|error| CliError::runtime(format!("result does not encode: {error}")))
+fn to_line(value: &impl Serialize) -> Result<String, CommandError> {
+    serde_json::to_string(value)
+        .map_err(|error| CommandError::runtime(format!("result does not encode: {error}")))
 }

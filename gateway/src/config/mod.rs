@@ -14,7 +14,7 @@ pub use settings::{OTHER_VARIABLES, Setting, SettingName, setting, settings};
 use parse::Value;
 use shared::error::ExitCode;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A setting that cannot be used.
@@ -150,7 +150,7 @@ impl ServeConfig {
             body_bytes_max: read(SettingName::MaxBody).number(1, 1024)? << 20,
             connections_max: read(SettingName::MaxConnections).number(1, 1_000_000)?,
             queue_requests_max: read(SettingName::MaxQueue).number(1, 1_000_000)?,
-            worker_program: worker_program(surroundings),
+            worker_program: worker_program(surroundings.variable, surroundings.executable.as_deref()),
         })
     }
 }
@@ -169,10 +169,11 @@ fn api_keys(
     Ok(keys)
 }
 
-fn worker_program(surroundings: &Surroundings<'_>) -> PathBuf {
-    match (surroundings.variable)(WORKER_PROGRAM_VARIABLE).filter(|path| !path.is_empty()) {
+/// The worker's executable: the one the variable names, else the sibling of `executable`, which is our own path.
+pub fn worker_program(variable: &dyn Fn(&str) -> Option<String>, executable: Option<&Path>) -> PathBuf {
+    match variable(WORKER_PROGRAM_VARIABLE).filter(|path| !path.is_empty()) {
         Some(path) => path.into(),
-        None => surroundings.executable.clone().unwrap_or_default().with_file_name(WORKER_PROGRAM_NAME),
+        None => executable.unwrap_or(Path::new("")).with_file_name(WORKER_PROGRAM_NAME),
     }
 }
 

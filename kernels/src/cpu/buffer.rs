@@ -19,6 +19,8 @@ use crate::KernelError;
 const LINE_BYTES: usize = 64;
 /// The huge page size of x86-64; buffers at least this large are mapped on their own.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// The smallest page size; a kernel with larger ones rounds up by itself.
+const PAGE_BYTES: usize = 4096;
 
 /// A zeroed, fixed-length slice of `T` starting on a 64-byte boundary (2 MiB once it is 2 MiB large).
 ///
@@ -62,9 +64,10 @@ impl<T: Pod> AlignedBuffer<T> {
     }
 }
 
-/// Maps `bytes` (rounded up to huge pages) of zeroed memory on a huge page boundary and asks for huge pages.
+/// Maps `bytes` (rounded up to pages) of zeroed memory on a huge page boundary and asks for huge pages where whole
+/// ones fit: the rest is left to small pages, so that no buffer holds more memory than it has elements for.
 fn map_huge(bytes: usize) -> Option<(*mut u8, Memory)> {
-    let bytes = bytes.checked_next_multiple_of(HUGE_PAGE_BYTES)?;
+    let bytes = bytes.checked_next_multiple_of(PAGE_BYTES)?;
     let mapped = NonZeroUsize::new(bytes.checked_add(HUGE_PAGE_BYTES)?)?;
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     // SAFETY: a fresh private mapping at an address of the kernel's choice touches no memory of ours.
@@ -83,7 +86,7 @@ fn map_huge(bytes: usize) -> Option<(*mut u8, Memory)> {
         let _ = unsafe { munmap(end, HUGE_PAGE_BYTES - head) };
     }
     // SAFETY: advice on our own mapping; a kernel without huge pages refuses it, which costs speed only.
-    let _ = unsafe { madvise(start, bytes, MmapAdvise::MADV_HUGEPAGE) };
+    let _ = unsafe { madvise(start, bytes - bytes % HUGE_PAGE_BYTES, MmapAdvise::MADV_HUGEPAGE) };
     Some((start.as_ptr().cast(), Memory::Mapped(bytes)))
 }
 

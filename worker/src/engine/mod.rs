@@ -166,6 +166,7 @@ impl<F: Forward> Engine<F> {
                 if let Some((rank, sequence)) = self.scheduler.cancel(id, attempt) {
                     let timings = self.take_timings(rank, sequence.cached_tokens);
                     self.send(FromWorker::Finished { id, attempt, reason: FinishReason::Cancelled, timings });
+                    self.report_rest();
                 }
             }
             Event::Ping { nonce } => {
@@ -211,6 +212,15 @@ impl<F: Forward> Engine<F> {
         self.scheduler.cancel_all();
         self.scheduler.resume();
         self.timelines.clear();
+    }
+
+    /// Tells the gateway that everything is free again. Without a step to carry them the last statistics would
+    /// stand, and show sequences that are gone.
+    fn report_rest(&mut self) {
+        if self.scheduler.is_idle() {
+            self.refresh_stats();
+            self.send(FromWorker::Step { events: Vec::new(), stats: self.stats });
+        }
     }
 
     fn refresh_stats(&mut self) {
