@@ -152,7 +152,7 @@ def test_refusal_before_the_body_leaves_the_connection_usable(client, path, key)
         for _ in range(2):
             connection.sock.sendall(head.encode())
             # Whether the server answers now or waits for the body is its own matter.
-            select.select([connection.sock], [], [], 0.2)
+            select.select([connection.sock], [], [], 0.05)
             connection.sock.sendall(body)
             response = HTTPResponse(connection.sock, method="POST")
             response.begin()
