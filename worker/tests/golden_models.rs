@@ -3,6 +3,8 @@
 //! Each model is run on the reference backend and on the CPU backend with every instruction set this processor
 //! has, and compared within the tolerances that the data's README states; none of them is ours.
 
+#![expect(clippy::expect_used, reason = "a panic is how a test fails")]
+
 mod golden;
 
 use golden::{Golden, Logits, Runner, Tolerance};

@@ -144,13 +144,13 @@ impl Keys<'_> {
             None => heads,
             Some(_) => self.uniform("attention.head_count_kv", HEADS_MAX)?,
         };
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             let reason = format!("does not divide the {heads} query heads");
             return Err(self.impossible("attention.head_count_kv", kv_heads, reason));
         }
         let head_dim = match self.optional("attention.key_length")? {
             Some(length) => self.within("attention.key_length", length, WIDTH_MAX)?,
-            None if width % heads == 0 => width / heads,
+            None if width.is_multiple_of(heads) => width / heads,
             None => {
                 let reason = format!("does not divide the width {width}");
                 return Err(self.impossible("attention.head_count", heads, reason));
@@ -203,7 +203,7 @@ impl Keys<'_> {
     /// linear scaling factor (Chen et al. 2023) where there is one.
     fn rope(&self, gguf: &Gguf, head_dim: usize, pairing: RopePairing) -> Result<Rope, ModelError> {
         let dims = self.optional("rope.dimension_count")?.map_or(head_dim, |dims| dims as usize);
-        if dims == 0 || dims % 2 != 0 || dims > head_dim {
+        if dims == 0 || !dims.is_multiple_of(2) || dims > head_dim {
             let reason = format!("must be even, positive and at most the head size {head_dim}");
             return Err(self.impossible("rope.dimension_count", dims, reason));
         }
