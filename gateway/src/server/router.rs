@@ -3,19 +3,26 @@
 
 use super::auth::ApiKeys;
 use super::request_id;
-use crate::api::{self, ApiState};
+use crate::api::{self, ApiState, error_response};
 use crate::openai::{ApiError, ErrorKind};
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, CONNECTION};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use http_body_util::{BodyExt, Limited};
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any as AnyMethod, CorsLayer};
+
+/// Longest body of a refused request that is read to keep its connection; requests of chats are far shorter.
+const REFUSED_BODY_BYTES_MAX: usize = 1 << 20;
+/// Longest wait for one.
+const REFUSED_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the router is built with besides the handlers' state.
 #[derive(Debug, Clone, Default)]
@@ -55,18 +62,39 @@ async fn require_key(State(keys): State<Arc<ApiKeys>>, request: Request, next: N
     let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     match keys.check(header) {
         Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
+        Err(error) => refuse(request, &error).await,
     }
 }
 
-async fn no_route(request: Request) -> ApiError {
+async fn no_route(request: Request) -> Response {
     let message = format!("there is no route {} {}", request.method(), request.uri().path());
-    ApiError::new(ErrorKind::NotFound, message).code("unknown_route")
+    refuse(request, &ApiError::new(ErrorKind::NotFound, message).code("unknown_route")).await
 }
 
-async fn wrong_method(request: Request) -> ApiError {
+async fn wrong_method(request: Request) -> Response {
     let message = format!("the route {} does not know the method {}", request.uri().path(), request.method());
-    ApiError::new(ErrorKind::MethodNotAllowed, message).code("method_not_allowed")
+    refuse(request, &ApiError::new(ErrorKind::MethodNotAllowed, message).code("method_not_allowed")).await
+}
+
+/// Answers a request whose body nobody reads. Clients send headers and body apart and keep their connection; hyper
+/// closes one with an unread body without a word, and the client's next request would fail. So a short body is read
+/// and thrown away, and a long or slow one makes the answer announce the closing.
+async fn refuse(request: Request, error: &ApiError) -> Response {
+    let mut response = error_response(error);
+    let mut body = Limited::new(request.into_body(), REFUSED_BODY_BYTES_MAX);
+    let discard = async {
+        loop {
+            match body.frame().await {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return false,
+                None => return true,
+            }
+        }
+    };
+    if !tokio::time::timeout(REFUSED_BODY_TIMEOUT, discard).await.unwrap_or(false) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 fn panicked(_panic: Box<dyn Any + Send + 'static>) -> Response {
