@@ -5,8 +5,9 @@
 
 DIR holds llama-bench and llama-batched-bench (build llama.cpp with clang and -DGGML_NATIVE=ON). Each round runs
 both programs after each other, so that a slow minute of the machine hits both; the best of the rounds counts on
-both sides. Also measures this machine's read bandwidth, the limit of decoding: bytes of weights per token over
-bandwidth. Needs nothing but Python and an idle machine. Source of the names pp/tg: llama-bench.
+both sides. GB/s is the file's size times tokens per second: what decoding one sequence reads. The machine's own
+limit to hold it against is printed by the kernels' example `matmul_speed`. Needs nothing but Python and an idle
+machine. Source of the names pp/tg: llama-bench.
 """
 
 import argparse
