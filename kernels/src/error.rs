@@ -1,6 +1,7 @@
 //! What can go wrong at the safe face of the kernels: wrong lengths, unknown types, missing instructions.
 
-/// An argument a kernel refuses. None of these is reached by a correct caller except `UnsupportedIsa`.
+/// An argument a kernel refuses, or memory it cannot have. A correct caller meets `UnsupportedIsa` and
+/// `OutOfMemory` only.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KernelError {
     /// A slice does not have the length its shape asks for.
@@ -23,6 +24,15 @@ pub enum KernelError {
         /// What it must be a multiple of.
         multiple: usize,
     },
+    /// A dimension is zero where nothing can be computed then.
+    #[error("{what} is 0, at least 1 is needed")]
+    Empty {
+        /// The dimension.
+        what: &'static str,
+    },
+    /// Activations were to be quantized to floats.
+    #[error("activation format f32 is not a quantized one")]
+    NotQuantized,
     /// An index lies outside its table.
     #[error("{what} is {value}, limit {limit}")]
     OutOfRange {

@@ -103,12 +103,12 @@ enum Elements {
 }
 
 impl KvCache {
-    /// A zeroed cache. Errors: [`KernelError::OutOfMemory`], [`KernelError::OutOfRange`] for a zero dimension.
+    /// A zeroed cache. Errors: [`KernelError::OutOfMemory`], [`KernelError::Empty`] for a zero dimension.
     pub fn new(layout: KvLayout) -> Result<KvCache, KernelError> {
         let KvLayout { layers, blocks, kv_heads, head_dim, kv_type } = layout;
         for (what, value) in [("kv heads", kv_heads), ("head dimension", head_dim), ("kv layers", layers)] {
             if value == 0 {
-                return Err(KernelError::Multiple { what, value, multiple: 1 });
+                return Err(KernelError::Empty { what });
             }
         }
         let len = layers.saturating_mul(layout.layer_elements()).saturating_mul(blocks);

@@ -85,7 +85,10 @@ pub fn paged_attention(
 fn check(kv: &KvCache, layer: usize, batch: &AttentionBatch<'_>) -> Result<(), KernelError> {
     let (layout, heads) = (kv.layout(), batch.params.heads);
     expect_below("kv layer", layer, layout.layers)?;
-    if heads == 0 || !heads.is_multiple_of(layout.kv_heads) {
+    if heads == 0 {
+        return Err(KernelError::Empty { what: "query heads" });
+    }
+    if !heads.is_multiple_of(layout.kv_heads) {
         return Err(KernelError::Multiple { what: "query heads", value: heads, multiple: layout.kv_heads });
     }
     let rows = rows_of("attention queries", batch.q.len(), heads.saturating_mul(layout.head_dim))?;

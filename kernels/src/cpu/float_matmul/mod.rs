@@ -67,7 +67,7 @@ enum Weights {
 impl FloatMatrix {
     /// Packs `raw`, the rows one after another as in a GGUF file.
     ///
-    /// Errors: [`KernelError::Length`] unless `raw` has rows · cols weights; [`KernelError::Multiple`] for no
+    /// Errors: [`KernelError::Length`] unless `raw` has rows · cols weights; [`KernelError::Empty`] for no
     /// columns; [`KernelError::OutOfMemory`].
     pub fn pack(
         cpu: &Cpu,
@@ -77,7 +77,7 @@ impl FloatMatrix {
         raw: &[u8],
     ) -> Result<Self, KernelError> {
         if cols == 0 {
-            return Err(KernelError::Multiple { what: "columns of a float matrix", value: 0, multiple: 1 });
+            return Err(KernelError::Empty { what: "columns of a float matrix" });
         }
         let len = rows.saturating_mul(cols).saturating_mul(kind.bytes());
         expect_len("bytes of a float matrix", raw.len(), len)?;

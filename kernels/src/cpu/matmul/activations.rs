@@ -198,11 +198,7 @@ pub fn quantize_rows(
     (out.rows, out.cols) = (0, 0);
     match format {
         ActivationFormat::F32 => {
-            return Err(KernelError::Multiple {
-                what: "bits of quantized activations",
-                value: 32,
-                multiple: 8,
-            });
+            return Err(KernelError::NotQuantized);
         }
         ActivationFormat::Int8Per32 => quantize_into(cpu, x, (rows, cols), &mut out.per_32)?,
         ActivationFormat::Int8Per256 => quantize_into(cpu, x, (rows, cols), &mut out.per_256)?,
