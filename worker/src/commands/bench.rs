@@ -10,6 +10,9 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
 
+/// Most tokens of a test: beyond any context, and times the largest batch still a u32.
+const TOKENS_MAX: i64 = 1 << 20;
+
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -17,10 +20,10 @@ pub struct BenchArgs {
     #[arg(long)]
     pub model: PathBuf,
     /// Tokens of the prefill test; 0 skips it.
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(..=TOKENS_MAX))]
     pub prompt: u32,
     /// Tokens each sequence generates in the decode tests; 0 skips them.
-    #[arg(long = "gen", default_value_t = 128)]
+    #[arg(long = "gen", default_value_t = 128, value_parser = clap::value_parser!(u32).range(..=TOKENS_MAX))]
     pub generate: u32,
     /// Numbers of sequences decoded at once, comma-separated.
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1024))]
