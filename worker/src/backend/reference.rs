@@ -11,7 +11,7 @@ use crate::batch::{Batch, KvSlot};
 use crate::model::weights::Tensor;
 use kernels::KernelError;
 
-/// Computes on the calling thread; holds nothing but the current step's sequence lengths.
+/// Computes on the calling thread; holds nothing from one operation to the next.
 #[derive(Debug, Default)]
 pub struct ReferenceBackend;
 

@@ -226,7 +226,9 @@ impl Keys<'_> {
     fn linear_scaling(&self) -> Result<f32, ModelError> {
         let kind_key = self.key("rope.scaling.type");
         match self.metadata.str(&kind_key)? {
-            None | Some("none" | "linear") => {}
+            // A factor may stand beside it all the same.
+            Some("none") => return Ok(1.0),
+            None | Some("linear") => {}
             Some(kind) => {
                 let feature = "this kind of rope scaling";
                 return Err(ModelError::Feature { feature, key: kind_key, value: kind.to_owned() });
