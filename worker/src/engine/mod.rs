@@ -181,7 +181,13 @@ impl<F: Forward> Engine<F> {
 
     fn submit(&mut self, submit: Submit) {
         let (id, attempt) = (submit.id, submit.attempt);
-        match self.scheduler.submit(submit) {
+        let former = self.scheduler.rank(id);
+        let outcome = self.scheduler.submit(submit);
+        // A newer attempt replaces the older one, whose timeline would stay behind.
+        if let Some(former) = former.filter(|&rank| self.scheduler.sequence(rank).is_none()) {
+            self.timelines.remove(&former);
+        }
+        match outcome {
             Ok(Admission::Waiting(rank)) => {
                 self.timelines.insert(rank, Timeline::new(Instant::now()));
             }

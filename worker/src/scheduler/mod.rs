@@ -173,6 +173,11 @@ impl Scheduler {
         self.ranks.is_empty()
     }
 
+    /// Where a request stands in the order of service, while it is here.
+    pub fn rank(&self, id: RequestId) -> Option<Rank> {
+        self.ranks.get(&id).copied()
+    }
+
     /// A sequence that waits or runs.
     pub fn sequence(&self, rank: Rank) -> Option<&Sequence> {
         self.running.get(&rank).or_else(|| self.waiting.get(&rank))
