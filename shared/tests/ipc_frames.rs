@@ -102,7 +102,7 @@ fn to_worker() -> impl Strategy<Value = ToWorker> {
 }
 
 fn stats() -> impl Strategy<Value = EngineStats> {
-    any::<([u64; 5], [u32; 5])>().prop_map(|(long, short)| EngineStats {
+    any::<([u64; 7], [u32; 5])>().prop_map(|(long, short)| EngineStats {
         step: long[0],
         running: short[0],
         waiting: short[1],
@@ -113,6 +113,8 @@ fn stats() -> impl Strategy<Value = EngineStats> {
         preemptions: long[3],
         batch_tokens: short[4],
         memory_used_bytes: long[4],
+        drafted: long[5],
+        accepted: long[6],
     })
 }
 

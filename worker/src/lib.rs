@@ -13,3 +13,4 @@ pub mod model;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
+pub mod speculation;

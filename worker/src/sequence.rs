@@ -6,6 +6,7 @@
 
 use crate::kv_blocks::BlockId;
 use crate::sampler::{self, TokenCounts};
+use crate::speculation::Drafter;
 use shared::ids::{Attempt, RequestId, TokenId};
 use shared::ipc::message::{FinishReason, RequestLimits, Submit};
 use shared::sampling::SamplingParams;
@@ -26,6 +27,7 @@ pub struct Sequence {
     /// Prompt tokens found in the prefix cache when it was first admitted.
     pub cached_tokens: u32,
     tokens: Vec<TokenId>,
+    drafter: Drafter,
     prompt_len: usize,
     pub(crate) table: Vec<BlockId>,
     pub(crate) computed: usize,
@@ -52,6 +54,7 @@ impl Sequence {
             counts,
             cached_tokens: 0,
             tokens,
+            drafter: Drafter::default(),
             prompt_len,
             table: Vec::new(),
             computed: 0,
@@ -83,6 +86,19 @@ impl Sequence {
     /// Tokens that may not be drawn next.
     pub fn banned(&self) -> &[TokenId] {
         if self.emitted_len() < self.limits.min_tokens as usize { &self.limits.stop_tokens } else { &[] }
+    }
+
+    /// Guesses at most `most` tokens to come after the next one to compute, as many as may still be emitted before
+    /// the last, which is never computed.
+    pub(crate) fn propose(&mut self, most: usize, context_tokens: usize) -> Vec<TokenId> {
+        let may_emit = (self.limits.max_tokens as usize).saturating_sub(self.emitted_len());
+        let room = may_emit.min(context_tokens.saturating_sub(self.tokens.len())).saturating_sub(1);
+        self.drafter.propose(&self.tokens, most.min(room))
+    }
+
+    /// Of `drafted` tokens guessed, the first `accepted` were drawn.
+    pub(crate) fn learn(&mut self, drafted: usize, accepted: usize) {
+        self.drafter.learn(drafted, accepted);
     }
 
     /// Appends an emitted token and says whether it was the last, given the context's size.

@@ -7,14 +7,15 @@
 mod scripted;
 
 use proptest::prelude::*;
-use scripted::{Faults, ScriptedModel, VOCAB_SIZE, alone, config, submit};
+use scripted::{Faults, Memory, ScriptedModel, VOCAB_SIZE, alone, alone_with, config, submit};
 use shared::ids::{Attempt, RequestId, TokenId};
 use shared::ipc::message::{EngineStats, FinishReason, Rejection, Submit};
 use shared::sampling::SamplingParams;
 use std::collections::BTreeMap;
 use worker::batch::{Batch, Forward};
 use worker::sampler::{Choice, Sampler};
-use worker::scheduler::{Admission, Plan, PrefixCache, Rank, Scheduler, SchedulerConfig};
+use worker::scheduler::{Admission, Chunk, Plan, PrefixCache, Rank, Scheduler, SchedulerConfig};
+use worker::speculation::{DRAFTED_STEP_ROWS_MAX, Speculation};
 
 /// What a request got: its new tokens and, once it has ended, why.
 type Answers = BTreeMap<RequestId, (Vec<TokenId>, Option<FinishReason>)>;
@@ -31,7 +32,11 @@ struct Rig {
 impl Rig {
     fn new(config: SchedulerConfig) -> Self {
         let scheduler = Scheduler::new(config);
-        let model = ScriptedModel::new(&scheduler.config().limits, Faults::default());
+        Self::with_memory(scheduler, Memory::Whole)
+    }
+
+    fn with_memory(scheduler: Scheduler, memory: Memory) -> Self {
+        let model = ScriptedModel::new(&scheduler.config().limits, Faults::default()).with_memory(memory);
         Self { scheduler, model, sampler: Sampler::default(), answers: Answers::new(), steps: 0 }
     }
 
@@ -56,7 +61,12 @@ impl Rig {
         let plan = self.scheduler.plan();
         self.steps += 1;
         let config = *self.scheduler.config();
-        assert!(plan.tokens() <= config.step_tokens as usize, "plan of {} tokens", plan.tokens());
+        assert!(plan.rows() <= config.step_tokens as usize, "plan of {} rows", plan.rows());
+        if plan.chunks.iter().any(|chunk| !chunk.drafts.is_empty()) {
+            assert!(plan.rows() <= DRAFTED_STEP_ROWS_MAX, "drafts in a step of {} rows", plan.rows());
+            assert_eq!(config.speculation, Speculation::Auto);
+            assert!(plan.chunks.iter().all(|chunk| chunk.yields_token || chunk.drafts.is_empty()));
+        }
         assert_eq!(plan.chunks.is_empty(), self.scheduler.is_idle(), "a step without progress");
         if self.stats().preemptions == preempted_before {
             let planned: Vec<RequestId> = plan.chunks.iter().map(|c| self.id(c.rank)).collect();
@@ -68,25 +78,39 @@ impl Rig {
         let mut batch = Batch::default();
         for chunk in &plan.chunks {
             let sequence = self.scheduler.sequence(chunk.rank).unwrap();
-            let tokens = &sequence.tokens()[chunk.start..chunk.start + chunk.len];
+            let known = &sequence.tokens()[chunk.start..chunk.start + chunk.len];
+            let tokens = [known, &chunk.drafts].concat();
             let rows =
-                batch.push(tokens, chunk.start as u32, sequence.table(), config.limits.kv_block_tokens);
-            if chunk.yields_token {
-                batch.logit_rows.push(rows.end - 1);
-            }
+                batch.push(&tokens, chunk.start as u32, sequence.table(), config.limits.kv_block_tokens);
+            batch.logit_rows.extend(rows.end - chunk.logit_rows()..rows.end);
         }
         let logits = self.model.forward(&batch).unwrap().to_vec();
         let mut rows = logits.chunks_exact(VOCAB_SIZE);
         for chunk in &plan.chunks {
-            self.scheduler.advance(chunk);
-            if chunk.yields_token {
-                self.draw(chunk.rank, rows.next().unwrap());
+            let rows: Vec<&[f32]> = rows.by_ref().take(chunk.logit_rows()).collect();
+            let accepted = self.verify(chunk, &rows);
+            self.scheduler.advance(chunk, accepted);
+            if self.answers[&self.id(chunk.rank)].1.is_some() {
+                self.scheduler.remove(chunk.rank);
             }
         }
+        assert_eq!(rows.next(), None);
         plan
     }
 
-    fn draw(&mut self, rank: Rank, row: &[f32]) {
+    /// Draws up to the first token that ends the request or is not the draft for its place.
+    fn verify(&mut self, chunk: &Chunk, rows: &[&[f32]]) -> usize {
+        for (index, row) in rows.iter().enumerate() {
+            let (token, end) = self.draw(chunk.rank, row);
+            let is_accepted = chunk.drafts.get(index) == Some(&token);
+            if end.is_some() || !is_accepted {
+                return index + usize::from(is_accepted);
+            }
+        }
+        0
+    }
+
+    fn draw(&mut self, rank: Rank, row: &[f32]) -> (TokenId, Option<FinishReason>) {
         let sequence = self.scheduler.sequence(rank).unwrap();
         let choice = Choice {
             params: &sequence.sampling,
@@ -97,10 +121,8 @@ impl Rig {
         let token = self.sampler.sample(row, &choice).unwrap().token;
         let answer = self.answers.get_mut(&sequence.id).unwrap();
         answer.0.push(token);
-        if let Some(reason) = self.scheduler.emit(rank, token) {
-            answer.1 = Some(reason);
-            self.scheduler.remove(rank);
-        }
+        answer.1 = self.scheduler.emit(rank, token);
+        (token, answer.1)
     }
 
     fn id(&self, rank: Rank) -> RequestId {
@@ -139,7 +161,7 @@ fn decoding_goes_on_while_a_long_prompt_is_prefilled() {
         let before = rig.answers[&RequestId(1)].0.len();
         let plan = rig.step();
         assert_eq!(rig.answers[&RequestId(1)].0.len(), before + 1);
-        assert_eq!(plan.tokens(), 16, "the budget is used");
+        assert_eq!(plan.rows(), 16, "the budget is used");
     }
     rig.run_to_end();
 }
@@ -179,7 +201,7 @@ fn choices_of_one_prompt_compute_it_once() {
         }
         let mut computed = 0;
         while !rig.scheduler.is_idle() {
-            computed += rig.step().tokens();
+            computed += rig.step().rows();
         }
         assert_eq!((computed, rig.stats().prefix_hits), (expected, hits));
     };
@@ -197,7 +219,7 @@ fn a_completely_cached_prompt_computes_only_its_last_token() {
     rig.run_to_end();
     rig.submit(Submit { id: RequestId(2), ..first.clone() }).unwrap();
     let plan = rig.step();
-    assert_eq!((plan.tokens(), plan.copies.len()), (1, 1));
+    assert_eq!((plan.rows(), plan.copies.len()), (1, 1));
     rig.run_to_end();
     assert_eq!(rig.answers[&RequestId(1)], rig.answers[&RequestId(2)]);
     // Without a block for the copy, the last block is computed again instead.
@@ -358,12 +380,15 @@ proptest! {
         (kv_blocks, block_tokens) in (10u32..60, 1u32..6),
         (step_tokens, sequences) in (1u32..40, 1u32..9),
         prefix_cache in prop_oneof![3 => Just(PrefixCache::On), 1 => Just(PrefixCache::Off)],
+        speculation in prop_oneof![Just(Speculation::Auto), Just(Speculation::Off)],
+        memory in prop_oneof![Just(Memory::Whole), (1usize..4).prop_map(Memory::Last)],
     ) {
         let mut config = config(64, kv_blocks, block_tokens);
         config.limits.sequences = sequences;
         config.step_tokens = step_tokens;
         config.prefix_cache = prefix_cache;
-        let mut rig = Rig::new(config);
+        config.speculation = speculation;
+        let mut rig = Rig::with_memory(Scheduler::new(config), memory);
         let context_tokens = rig.scheduler.config().limits.context_tokens as usize;
         for (id, visit) in (0..).zip(&mut visits) {
             visit.submit.id = RequestId(id);
@@ -384,7 +409,7 @@ proptest! {
         rig.run_to_end();
         for visit in &visits {
             let Some((tokens, reason)) = rig.answers.get(&visit.submit.id) else { continue };
-            let (expected, expected_reason) = alone(&visit.submit, context_tokens);
+            let (expected, expected_reason) = alone_with(memory, &visit.submit, context_tokens);
             match reason {
                 Some(reason) => {
                     prop_assert_eq!(tokens, &expected);

@@ -21,6 +21,7 @@ use worker::backend::{BLOCK_TOKENS, CpuBackend, KvType};
 use worker::engine::{EVENTS_MAX, Engine, Event, MESSAGES_MAX};
 use worker::model;
 use worker::scheduler::{PrefixCache, SchedulerConfig};
+use worker::speculation::Speculation;
 
 const CONTEXT_TOKENS: u32 = 1024;
 /// Enough for every request of this file at once.
@@ -83,6 +84,7 @@ struct Setting {
     step_tokens: u32,
     kv_blocks: u32,
     prefix_cache: PrefixCache,
+    speculation: Speculation,
 }
 
 impl Setting {
@@ -96,6 +98,7 @@ impl Setting {
             step_tokens: CONTEXT_TOKENS,
             kv_blocks: ROOMY_BLOCKS,
             prefix_cache: PrefixCache::Off,
+            speculation: Speculation::Off,
         }
     }
 
@@ -115,6 +118,7 @@ impl Setting {
             step_tokens: self.step_tokens,
             vocab_size: 0,
             prefix_cache: self.prefix_cache,
+            speculation: self.speculation,
         }
     }
 }

@@ -21,6 +21,11 @@ pub(super) fn describe() {
     );
     describe_gauge!("rocmforge_engine_prefix_hits_tokens", "Of these, tokens found");
     describe_gauge!("rocmforge_engine_preemptions", "Sequences preempted for lack of blocks since start");
+    describe_gauge!(
+        "rocmforge_engine_speculation_drafted_tokens",
+        "Tokens guessed by speculative decoding since start"
+    );
+    describe_gauge!("rocmforge_engine_speculation_accepted_tokens", "Of these, tokens that were right");
     describe_gauge!("rocmforge_engine_batch_tokens", "Token rows of the last step");
     describe_gauge!(
         "rocmforge_worker_memory_used_bytes",
@@ -54,6 +59,8 @@ pub(super) fn record(snapshot: &FleetSnapshot) {
         set("rocmforge_engine_prefix_queries_tokens", stats.prefix_queries as f64);
         set("rocmforge_engine_prefix_hits_tokens", stats.prefix_hits as f64);
         set("rocmforge_engine_preemptions", stats.preemptions as f64);
+        set("rocmforge_engine_speculation_drafted_tokens", stats.drafted as f64);
+        set("rocmforge_engine_speculation_accepted_tokens", stats.accepted as f64);
         set("rocmforge_engine_batch_tokens", f64::from(stats.batch_tokens));
         set("rocmforge_worker_memory_used_bytes", stats.memory_used_bytes as f64);
     }

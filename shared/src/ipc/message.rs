@@ -90,7 +90,7 @@ pub enum FromWorker {
         /// What it can hold.
         limits: WorkerLimits,
     },
-    /// One engine step: at most one event per sequence and position, all sequences in one frame.
+    /// One engine step: all sequences in one frame, several events of a sequence where guesses were right.
     Step {
         /// Emitted tokens, in order per request.
         events: Vec<TokenEvent>,
@@ -272,6 +272,10 @@ pub struct EngineStats {
     pub batch_tokens: u32,
     /// Memory in use on the device in bytes (resident set for `cpu`).
     pub memory_used_bytes: u64,
+    /// Tokens guessed by speculative decoding since start.
+    pub drafted: u64,
+    /// Of these, tokens that were right.
+    pub accepted: u64,
 }
 
 /// Where a request's time went inside the worker.

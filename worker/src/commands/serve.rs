@@ -6,11 +6,30 @@ use crate::engine::{Engine, resident_bytes};
 use crate::ipc_server::{self, LoadFailure, Loader};
 use crate::model;
 use crate::scheduler::{PrefixCache, SchedulerConfig};
-use clap::Args;
+use crate::speculation::Speculation;
+use clap::{Args, ValueEnum};
 use shared::error::one_line;
 use shared::ipc::message::{DeviceInfo, WorkerLimits};
 use shared::ipc::transport::Listener;
 use std::path::PathBuf;
+
+/// When tokens to come are guessed and verified together, as the command line spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SpeculationArg {
+    /// While few sequences run, for those that repeat themselves. The tokens are the same.
+    Auto,
+    /// Never.
+    Off,
+}
+
+impl From<SpeculationArg> for Speculation {
+    fn from(arg: SpeculationArg) -> Self {
+        match arg {
+            SpeculationArg::Auto => Self::Auto,
+            SpeculationArg::Off => Self::Off,
+        }
+    }
+}
 
 /// Arguments of `serve`.
 #[derive(Debug, Clone, Args)]
@@ -36,6 +55,10 @@ pub struct ServeArgs {
     /// Compute every prompt as if none had been seen before.
     #[arg(long)]
     pub no_prefix_cache: bool,
+    /// Speculative decoding by prompt lookup: guess that text which repeats goes on repeating. The tokens are the
+    /// same either way.
+    #[arg(long, value_enum, default_value = "auto", env = "ROCMFORGE_SPECULATION")]
+    pub speculation: SpeculationArg,
     /// End when this process, which must be the parent, is gone. The gateway passes its own id; without it the
     /// worker outlives gateways, as under systemd.
     #[arg(long)]
@@ -112,6 +135,7 @@ fn load(args: &ServeArgs, loader: &Loader) -> Result<Loaded, CommandError> {
         step_tokens: args.step_tokens,
         vocab_size: opened.spec().vocab_size as u32,
         prefix_cache: if args.no_prefix_cache { PrefixCache::Off } else { PrefixCache::On },
+        speculation: args.speculation.into(),
     };
     Ok((opened.info(weight_bytes), Engine::new(model, config, resident_bytes)))
 }

@@ -2,9 +2,9 @@
 
 use super::{Engine, EngineError};
 use crate::batch::Forward;
-use crate::sampler::{Choice, SampleError, Sampled};
-use crate::scheduler::{Chunk, Plan, Rank};
-use shared::ids::{Attempt, RequestId};
+use crate::sampler::{Choice, SampleError, Sampled, Sampler};
+use crate::scheduler::{Chunk, Plan, Rank, Scheduler};
+use shared::ids::{Attempt, RequestId, TokenId};
 use shared::ipc::FromWorker;
 use shared::ipc::message::{FinishReason, Rejection, TokenEvent};
 use std::time::Instant;
@@ -15,6 +15,59 @@ struct Ended {
     id: RequestId,
     attempt: Attempt,
     outcome: Result<FinishReason, SampleError>,
+}
+
+/// Turns a step's logits into tokens.
+struct Draw<'a> {
+    scheduler: &'a mut Scheduler,
+    sampler: &'a mut Sampler,
+    /// Tokens drawn, in index order within each request.
+    events: Vec<TokenEvent>,
+}
+
+impl Draw<'_> {
+    /// Draws a chunk's tokens from its rows: one, and another after each draft that was drawn itself. Rows after
+    /// the first wrong draft continue a text that does not exist. Says how the request ended, if it did.
+    fn chunk(&mut self, chunk: &Chunk, rows: &[&[f32]]) -> Option<Result<FinishReason, SampleError>> {
+        let mut accepted = 0;
+        let mut outcome = None;
+        for row in rows {
+            let token = match self.token(chunk.rank, row) {
+                Some(Ok(token)) => token,
+                Some(Err(error)) => {
+                    outcome = Some(Err(error));
+                    break;
+                }
+                None => break,
+            };
+            outcome = self.scheduler.emit(chunk.rank, token).map(Ok);
+            let is_accepted = chunk.drafts.get(accepted) == Some(&token);
+            accepted += usize::from(is_accepted);
+            if outcome.is_some() || !is_accepted {
+                break;
+            }
+        }
+        self.scheduler.advance(chunk, accepted);
+        outcome
+    }
+
+    /// Draws a sequence's next token and reports it. `None` if the sequence is gone.
+    fn token(&mut self, rank: Rank, row: &[f32]) -> Option<Result<TokenId, SampleError>> {
+        let sequence = self.scheduler.sequence(rank)?;
+        let index = sequence.emitted_len();
+        let choice = Choice {
+            params: &sequence.sampling,
+            counts: &sequence.counts,
+            banned: sequence.banned(),
+            index: index as u64,
+        };
+        let drawn = self.sampler.sample(row, &choice).map(|Sampled { token, logprobs }| {
+            let (id, attempt) = (sequence.id, sequence.attempt);
+            self.events.push(TokenEvent { id, attempt, index: index as u32, token, logprobs });
+            token
+        });
+        Some(drawn)
+    }
 }
 
 impl<F: Forward> Engine<F> {
@@ -34,7 +87,7 @@ impl<F: Forward> Engine<F> {
         self.fill_batch(&plan);
         let (events, ended) = self.compute(&plan)?;
         self.stats.step += 1;
-        self.stats.batch_tokens = plan.tokens() as u32;
+        self.stats.batch_tokens = plan.rows() as u32;
         let ended: Vec<FromWorker> = ended.into_iter().map(|ended| self.close(ended)).collect();
         self.refresh_stats();
         self.send(FromWorker::Step { events, stats: self.stats });
@@ -47,11 +100,10 @@ impl<F: Forward> Engine<F> {
         self.batch.clear();
         for chunk in &plan.chunks {
             let Some(sequence) = self.scheduler.sequence(chunk.rank) else { continue };
-            let tokens = &sequence.tokens()[chunk.start..chunk.start + chunk.len];
-            let rows = self.batch.push(tokens, chunk.start as u32, sequence.table(), block_tokens);
-            if chunk.yields_token {
-                self.batch.logit_rows.push(rows.end - 1);
-            }
+            let known = &sequence.tokens()[chunk.start..chunk.start + chunk.len];
+            let tokens = [known, &chunk.drafts].concat();
+            let rows = self.batch.push(&tokens, chunk.start as u32, sequence.table(), block_tokens);
+            self.batch.logit_rows.extend(rows.end - chunk.logit_rows()..rows.end);
         }
     }
 
@@ -66,33 +118,23 @@ impl<F: Forward> Engine<F> {
         }
         let computed = Instant::now();
         let mut rows = logits.chunks_exact(vocab_size);
-        let (mut events, mut ended) = (Vec::with_capacity(batch.logit_rows.len()), Vec::new());
+        let mut draw = Draw { scheduler, sampler, events: Vec::with_capacity(batch.logit_rows.len()) };
+        let mut ended = Vec::new();
         for chunk in &plan.chunks {
-            scheduler.advance(chunk);
-            let Chunk { rank, yields_token, .. } = *chunk;
-            let (true, Some(sequence)) = (yields_token, scheduler.sequence(rank)) else { continue };
-            let Some(row) = rows.next() else { continue };
-            let index = sequence.emitted_len();
-            let (id, attempt) = (sequence.id, sequence.attempt);
-            let choice = Choice {
-                params: &sequence.sampling,
-                counts: &sequence.counts,
-                banned: sequence.banned(),
-                index: index as u64,
-            };
-            let outcome = match sampler.sample(row, &choice) {
-                Ok(Sampled { token, logprobs }) => {
-                    if let Some(timeline) = timelines.get_mut(&rank) {
-                        timeline.emit(computed);
-                    }
-                    events.push(TokenEvent { id, attempt, index: index as u32, token, logprobs });
-                    scheduler.emit(rank, token).map(Ok)
-                }
-                Err(error) => Some(Err(error)),
-            };
-            ended.extend(outcome.map(|outcome| Ended { rank, id, attempt, outcome }));
+            let own = rows.by_ref().take(chunk.logit_rows());
+            let emitted_before = draw.events.len();
+            let outcome = draw.chunk(chunk, &own.collect::<Vec<&[f32]>>());
+            if let (true, Some(timeline)) =
+                (draw.events.len() > emitted_before, timelines.get_mut(&chunk.rank))
+            {
+                timeline.emit(computed);
+            }
+            if let (Some(outcome), Some(sequence)) = (outcome, draw.scheduler.sequence(chunk.rank)) {
+                let (id, attempt) = (sequence.id, sequence.attempt);
+                ended.push(Ended { rank: chunk.rank, id, attempt, outcome });
+            }
         }
-        Ok((events, ended))
+        Ok((draw.events, ended))
     }
 
     /// Frees an ended request's blocks; returns its last message.

@@ -1,12 +1,13 @@
 //! Which tokens the next step computes: continuous batching with chunked prefill over a bounded block pool.
 //!
 //! The engine calls [`Scheduler::submit`] and [`Scheduler::cancel`] as requests come and go, and once per step
-//! [`Scheduler::plan`], then [`Scheduler::advance`] for every chunk and [`Scheduler::emit`] for every token drawn.
+//! [`Scheduler::plan`], then for every chunk [`Scheduler::emit`] with each token drawn and [`Scheduler::advance`].
 //! Pure: no clock, no I/O, no randomness.
 //!
 //! What holds always: every running sequence that decodes is in every plan, unless it is preempted; a plan has at
 //! most `step_tokens` tokens; the first sequence in rank order makes progress whenever anything runs, so every
-//! request ends; a request's tokens do not depend on the others (its blocks do, their content does not).
+//! request ends; a request's tokens do not depend on the others (its blocks do, their content does not); drafts take
+//! rows and blocks nobody else wants in this step, and what they wrote is never shared before they are verified.
 //!
 //! Rank is priority, then arrival; a preempted sequence keeps its rank. Deliberately absent: preemption for
 //! priority alone (a running sequence is only stopped for lack of blocks), and any overtaking of a waiting request
@@ -20,6 +21,7 @@ pub use plan::{BlockCopy, Chunk, Plan};
 
 use crate::kv_blocks::KvBlocks;
 use crate::sequence::Sequence;
+use crate::speculation::Speculation;
 use shared::ids::{Attempt, RequestId, TokenId};
 use shared::ipc::message::{EngineStats, FinishReason, Rejection, Submit, WorkerLimits};
 use std::collections::{BTreeMap, HashMap};
@@ -44,6 +46,8 @@ pub struct SchedulerConfig {
     pub vocab_size: u32,
     /// Whether equal prefixes share blocks.
     pub prefix_cache: PrefixCache,
+    /// Whether steps carry guesses of tokens to come.
+    pub speculation: Speculation,
 }
 
 impl SchedulerConfig {
@@ -90,6 +94,8 @@ pub struct Scheduler {
     prefix_queries: u64,
     prefix_hits: u64,
     preemptions: u64,
+    drafted: u64,
+    accepted: u64,
 }
 
 impl Scheduler {
@@ -107,6 +113,8 @@ impl Scheduler {
             prefix_queries: 0,
             prefix_hits: 0,
             preemptions: 0,
+            drafted: 0,
+            accepted: 0,
         }
     }
 
@@ -188,10 +196,21 @@ impl Scheduler {
         Some(self.running.get(self.ranks.get(&id)?)?.pending())
     }
 
-    /// Records that a chunk of the last plan has been computed, and publishes blocks that became full.
-    pub fn advance(&mut self, chunk: &Chunk) {
+    /// Records that a chunk of the last plan has been computed and that its first `accepted` drafts were drawn, all
+    /// of which are emitted by now. Publishes blocks that became full of verified tokens and gives back those that
+    /// only held other drafts; what these left in the blocks kept is overwritten by the tokens to come.
+    pub fn advance(&mut self, chunk: &Chunk, accepted: usize) {
+        self.drafted += chunk.drafts.len() as u64;
+        self.accepted += accepted as u64;
         let Some(sequence) = self.running.get_mut(&chunk.rank) else { return };
-        sequence.computed += chunk.len;
+        debug_assert!(sequence.tokens()[chunk.start + chunk.len..].starts_with(&chunk.drafts[..accepted]));
+        sequence.computed += chunk.len + accepted;
+        if !chunk.drafts.is_empty() {
+            sequence.learn(chunk.drafts.len(), accepted);
+            let blocks = sequence.tokens().len().div_ceil(self.config.limits.kv_block_tokens as usize);
+            let excess = sequence.table.split_off(blocks.min(sequence.table.len()));
+            self.blocks.release(&excess);
+        }
         if self.config.prefix_cache == PrefixCache::Off {
             return;
         }
@@ -229,5 +248,7 @@ impl Scheduler {
         stats.prefix_queries = self.prefix_queries;
         stats.prefix_hits = self.prefix_hits;
         stats.preemptions = self.preemptions;
+        stats.drafted = self.drafted;
+        stats.accepted = self.accepted;
     }
 }

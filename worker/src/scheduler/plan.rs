@@ -1,11 +1,14 @@
-//! One step's plan: a token of every decoding sequence, then chunks of prompts with what is left of the budget.
+//! One step's plan: a token of every decoding sequence, then chunks of prompts with what is left of the budget, then
+//! guesses of tokens to come while the step is small.
 
 use super::{PrefixCache, Rank, Scheduler};
 use crate::kv_blocks::BlockId;
+use crate::speculation::{DRAFTED_STEP_ROWS_MAX, Speculation};
+use shared::ids::TokenId;
 use std::collections::BTreeSet;
 
-/// Consecutive tokens of one sequence to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Consecutive tokens of one sequence to compute, and guesses after them.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
     /// The sequence.
     pub rank: Rank,
@@ -15,6 +18,21 @@ pub struct Chunk {
     pub len: usize,
     /// The chunk ends with the sequence's last token, so a new one is to be drawn from its logits.
     pub yields_token: bool,
+    /// Guesses of the tokens to come, computed after the others; empty unless the chunk yields a token. Each is
+    /// verified by the token drawn from the row before it.
+    pub drafts: Vec<TokenId>,
+}
+
+impl Chunk {
+    /// Rows it takes in the step.
+    pub fn rows(&self) -> usize {
+        self.len + self.drafts.len()
+    }
+
+    /// Of these, the last ones that tokens may be drawn from.
+    pub fn logit_rows(&self) -> usize {
+        if self.yields_token { 1 + self.drafts.len() } else { 0 }
+    }
 }
 
 /// A block to copy before anything is computed.
@@ -36,9 +54,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Token rows in all.
-    pub fn tokens(&self) -> usize {
-        self.chunks.iter().map(|chunk| chunk.len).sum()
+    /// Token rows in all, those of drafts included.
+    pub fn rows(&self) -> usize {
+        self.chunks.iter().map(Chunk::rows).sum()
     }
 }
 
@@ -55,6 +73,7 @@ impl Scheduler {
         self.plan_decodes(&mut plan);
         self.admit(&mut plan);
         self.plan_prefills(&mut plan);
+        self.plan_drafts(&mut plan);
         plan
     }
 
@@ -83,7 +102,7 @@ impl Scheduler {
             (0..ranks.len()).map(|i| self.follows_another(ranks[i], &ranks[..i])).collect();
         let mut waits = waits.into_iter();
         ranks.retain(|_| !waits.next().unwrap_or(false));
-        let budget = (self.config.step_tokens as usize).saturating_sub(plan.tokens());
+        let budget = (self.config.step_tokens as usize).saturating_sub(plan.rows());
         for (index, share) in self.shares(&ranks, budget).into_iter().enumerate() {
             while self.running.contains_key(&share.rank) && share.tokens > 0 {
                 // The first in rank may take blocks from prefilling sequences behind it, and from nobody that
@@ -157,9 +176,42 @@ impl Scheduler {
         let len = end.min(sequence.table.len() * size) - sequence.computed;
         if len > 0 {
             let yields_token = len == sequence.pending();
-            plan.chunks.push(Chunk { rank, start: sequence.computed, len, yields_token });
+            let start = sequence.computed;
+            plan.chunks.push(Chunk { rank, start, len, yields_token, drafts: Vec::new() });
         }
         len > 0
+    }
+
+    /// Gives the sequences that are about to draw a token even shares of the rows that are left.
+    fn plan_drafts(&mut self, plan: &mut Plan) {
+        if self.config.speculation == Speculation::Off {
+            return;
+        }
+        let rows_max = DRAFTED_STEP_ROWS_MAX.min(self.config.step_tokens as usize);
+        let mut left = rows_max.saturating_sub(plan.rows());
+        let mut sharers = plan.chunks.iter().filter(|chunk| chunk.yields_token).count();
+        for chunk in plan.chunks.iter_mut().filter(|chunk| chunk.yields_token) {
+            chunk.drafts = self.draft(chunk.rank, left.div_ceil(sharers));
+            left -= chunk.drafts.len();
+            sharers -= 1;
+        }
+    }
+
+    /// Guesses at most `most` tokens, fewer if there are no blocks for them: nobody is preempted for a guess.
+    fn draft(&mut self, rank: Rank, most: usize) -> Vec<TokenId> {
+        let limits = &self.config.limits;
+        let size = limits.kv_block_tokens as usize;
+        let Some(sequence) = self.running.get_mut(&rank) else { return Vec::new() };
+        let mut drafts = sequence.propose(most, limits.context_tokens as usize);
+        let known = sequence.tokens().len();
+        while sequence.table.len() * size < known + drafts.len() {
+            match self.blocks.allocate() {
+                Some(block) => sequence.table.push(block),
+                None => break,
+            }
+        }
+        drafts.truncate(sequence.table.len() * size - known);
+        drafts
     }
 
     /// Sends a sequence back to waiting. It keeps its tokens and its rank and computes its blocks again later,

@@ -10,8 +10,9 @@ use shared::sampling::SamplingParams;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use worker::batch::{Batch, Forward};
-use worker::sampler::{Choice, Sampler, TokenCounts};
+use worker::sampler::{Choice, Sampled, Sampler, TokenCounts};
 use worker::scheduler::{PrefixCache, SchedulerConfig};
+use worker::speculation::Speculation;
 
 pub(crate) const VOCAB_SIZE: usize = 32;
 
@@ -20,6 +21,25 @@ pub(crate) const VOCAB_SIZE: usize = 32;
 #[error("device lost at step {step}")]
 pub(crate) struct DeviceLost {
     step: usize,
+}
+
+/// How far back a scripted model looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// At every token: its text never repeats itself.
+    Whole,
+    /// At this many tokens: its text soon runs in circles, when the most likely token is taken.
+    Last(usize),
+}
+
+impl Memory {
+    /// The first position of `len` that counts.
+    fn start(self, len: usize) -> usize {
+        match self {
+            Self::Whole => 0,
+            Self::Last(tokens) => len.saturating_sub(tokens),
+        }
+    }
 }
 
 /// What the scripted model does wrong, to test who suffers.
@@ -40,13 +60,25 @@ pub(crate) struct ScriptedModel {
     logits: Vec<f32>,
     steps: Arc<AtomicUsize>,
     faults: Faults,
+    memory: Memory,
 }
 
 impl ScriptedModel {
     pub(crate) fn new(limits: &WorkerLimits, faults: Faults) -> Self {
         let slots = (limits.kv_blocks * limits.kv_block_tokens) as usize;
         let block_tokens = limits.kv_block_tokens as usize;
-        Self { cache: vec![None; slots], block_tokens, logits: Vec::new(), steps: Arc::default(), faults }
+        Self {
+            cache: vec![None; slots],
+            block_tokens,
+            logits: Vec::new(),
+            steps: Arc::default(),
+            faults,
+            memory: Memory::Whole,
+        }
+    }
+
+    pub(crate) fn with_memory(self, memory: Memory) -> Self {
+        Self { memory, ..self }
     }
 
     /// Counts the steps, for whoever wants to watch the engine from outside.
@@ -65,7 +97,9 @@ impl ScriptedModel {
             let slot = self.slot(table[at as usize / self.block_tokens], at as usize % self.block_tokens);
             let (token, stored_at) = self.cache[slot].expect("a position is read before it is written");
             assert_eq!(stored_at, at, "a slot holds another position");
-            state = mix(state ^ u64::from(token) << 1);
+            if at as usize >= self.memory.start(position as usize + 1) {
+                state = mix(state ^ u64::from(token) << 1);
+            }
             is_poisoned |= Some(token) == self.faults.poison;
         }
         let logits = logits_of(state);
@@ -106,8 +140,13 @@ impl Forward for ScriptedModel {
 }
 
 /// The logits after `history`, computed without a cache: the truth.
-pub(crate) fn logits_after(history: &[TokenId]) -> Vec<f32> {
-    logits_of(history.iter().fold(1, |state, &token| mix(state ^ u64::from(token) << 1))).collect()
+pub(crate) fn logits_after(history: &[TokenId], memory: Memory) -> Vec<f32> {
+    logits_of(
+        history[memory.start(history.len())..]
+            .iter()
+            .fold(1, |state, &token| mix(state ^ u64::from(token) << 1)),
+    )
+    .collect()
 }
 
 fn logits_of(state: u64) -> impl Iterator<Item = f32> {
@@ -128,6 +167,7 @@ pub(crate) fn config(context_tokens: u32, kv_blocks: u32, kv_block_tokens: u32) 
         step_tokens: 16,
         vocab_size: VOCAB_SIZE as u32,
         prefix_cache: PrefixCache::On,
+        speculation: Speculation::Off,
     }
 }
 
@@ -144,6 +184,25 @@ pub(crate) fn submit(id: u64, prompt: &[TokenId], max_tokens: u32) -> Submit {
 
 /// The tokens of a request served alone by the plainest means: no cache, no scheduler.
 pub(crate) fn alone(submit: &Submit, context_tokens: usize) -> (Vec<TokenId>, FinishReason) {
+    alone_with(Memory::Whole, submit, context_tokens)
+}
+
+/// The same by a model with some memory.
+pub(crate) fn alone_with(
+    memory: Memory,
+    submit: &Submit,
+    context_tokens: usize,
+) -> (Vec<TokenId>, FinishReason) {
+    let (sampled, reason) = sampled_alone(memory, submit, context_tokens);
+    (sampled.into_iter().map(|sampled| sampled.token).collect(), reason)
+}
+
+/// The same with log probabilities.
+pub(crate) fn sampled_alone(
+    memory: Memory,
+    submit: &Submit,
+    context_tokens: usize,
+) -> (Vec<Sampled>, FinishReason) {
     let mut tokens = submit.prompt.clone();
     tokens.extend(&submit.emitted);
     let (mut answer, mut sampler) = (Vec::new(), Sampler::default());
@@ -159,9 +218,10 @@ pub(crate) fn alone(submit: &Submit, context_tokens: usize) -> (Vec<TokenId>, Fi
             banned: if may_stop { &[] } else { &submit.limits.stop_tokens },
             index: emitted as u64,
         };
-        let token = sampler.sample(&logits_after(&tokens), &choice).unwrap().token;
+        let sampled = sampler.sample(&logits_after(&tokens, memory), &choice).unwrap();
+        let token = sampled.token;
         tokens.push(token);
-        answer.push(token);
+        answer.push(sampled);
         if may_stop && submit.limits.stop_tokens.contains(&token) {
             return (answer, FinishReason::Stop);
         }
