@@ -22,6 +22,7 @@ const CONSTANT_BYTES: usize = 16 << 10;
 fn the_reader_neither_panics_nor_allocates_past_its_bound() {
     damaged_files_stay_within_the_bound();
     hostile_counts_stay_within_the_bound();
+    nested_counts_share_the_files_bytes();
     the_densest_sound_headers_stay_within_the_bound();
 }
 
@@ -70,6 +71,18 @@ fn hostile_counts_stay_within_the_bound() {
             check(&announcing(count, count, &[filler; 100_000])).unwrap_err();
         }
     }
+}
+
+/// Arrays in arrays, each of which announces as many elements as the rest of the file could hold.
+fn nested_counts_share_the_files_bytes() {
+    let mut nested = announcing(0, 1, &1u64.to_le_bytes());
+    nested.extend(b"k\x09\0\0\0");
+    for _ in 0..8 {
+        nested.extend(9u32.to_le_bytes());
+        nested.extend(8_000u64.to_le_bytes());
+    }
+    nested.extend([0; 100_000]);
+    check(&nested).unwrap_err();
 }
 
 fn the_densest_sound_headers_stay_within_the_bound() {

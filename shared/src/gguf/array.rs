@@ -64,8 +64,11 @@ impl Array {
             ValueType::String => Array::String(StringArray::read(cursor, key, count)?),
             ValueType::Array => {
                 let mut arrays = Vec::with_capacity(count);
-                for _ in 0..count {
-                    arrays.push(Array::read(cursor, key, depth + 1)?);
+                for index in 0..count {
+                    let siblings_bytes = (count - 1 - index) * element.min_bytes();
+                    let array =
+                        cursor.set_aside(siblings_bytes, |cursor| Array::read(cursor, key, depth + 1))?;
+                    arrays.push(array);
                 }
                 Array::Nested(arrays)
             }

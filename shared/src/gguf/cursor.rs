@@ -17,12 +17,14 @@ pub(super) const MAX_STRING_BYTES: u64 = 64 << 20;
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Bytes spoken for by what follows the thing being read, see [`Cursor::set_aside`].
+    aside: usize,
     file: &'a Path,
 }
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(bytes: &'a [u8], file: &'a Path) -> Self {
-        Cursor { bytes, at: 0, file }
+        Cursor { bytes, at: 0, aside: 0, file }
     }
 
     /// Offset of the next byte from the file's start.
@@ -91,12 +93,23 @@ impl<'a> Cursor<'a> {
     ) -> Result<usize, GgufError> {
         let offset = self.at;
         let value = self.u64(field)?;
-        let backed = (self.bytes.len().min(MAX_HEADER_BYTES).saturating_sub(self.at) / min_bytes) as u64;
+        let left = self.bytes.len().min(MAX_HEADER_BYTES).saturating_sub(self.at);
+        let backed = (left.saturating_sub(self.aside) / min_bytes) as u64;
         let limit = limit.min(backed);
         match usize::try_from(value) {
             Ok(count) if value <= limit => Ok(count),
             _ => Err(self.too_large(field, offset, value, limit)),
         }
+    }
+
+    /// Reads one of several things with `read`, while `bytes` are kept for those that follow it: without that, nested
+    /// counts could each claim the same rest of the file, and memory would be reserved for it several times.
+    pub(super) fn set_aside<T>(&mut self, bytes: usize, read: impl FnOnce(&mut Self) -> T) -> T {
+        // Both are bounded by the file's length, which counts have been checked against.
+        self.aside += bytes;
+        let outcome = read(self);
+        self.aside -= bytes;
+        outcome
     }
 
     /// A string of at most `limit_bytes`, valid UTF-8.
