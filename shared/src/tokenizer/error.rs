@@ -20,6 +20,16 @@ pub enum TokenizerError {
         /// How many there may be.
         limit: usize,
     },
+    /// A token longer than any vocabulary's, which would make merging slow.
+    #[error("token {id} of tokenizer.ggml.tokens is {bytes} bytes long, limit {limit}")]
+    TokenTooLong {
+        /// Which.
+        id: usize,
+        /// Its length.
+        bytes: usize,
+        /// How long it may be.
+        limit: usize,
+    },
     /// A list that runs parallel to the tokens is shorter than they are.
     #[error("{key} has {found} elements for {tokens} tokens")]
     TooShort {

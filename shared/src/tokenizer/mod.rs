@@ -247,17 +247,6 @@ impl Tokenizer {
         &self.end_of_generation
     }
 
-    /// Whether encoding with `add_special` puts BOS (or CLS) in front. A chat template that writes BOS out
-    /// itself must then not be encoded with it.
-    pub fn adds_bos(&self) -> bool {
-        self.framing.first.is_some()
-    }
-
-    /// Whether decoding a whole text takes a leading space away.
-    pub fn strips_leading_space(&self) -> bool {
-        self.space_prefix
-    }
-
     /// Whether a token is one of control, never part of ordinary text. False for unknown ids.
     pub fn is_control(&self, id: u32) -> bool {
         self.vocabulary.kind(id) == Some(vocabulary::TokenKind::Control)

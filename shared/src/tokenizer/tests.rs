@@ -229,3 +229,15 @@ proptest! {
         TOKENIZER.decode_cleaned(&ids, SpecialTokens::Render);
     }
 }
+
+#[test]
+fn a_token_longer_than_any_vocabularys_is_refused() {
+    let build = |bytes: usize| {
+        let long = "a".repeat(bytes);
+        let tokens = vec!["<unk>", "<s>", "</s>", &long];
+        Tokenizer::new(&VocabularySource { model: "llama", tokens, ..Default::default() }).err()
+    };
+    assert!(build(2048).is_none());
+    let error = build(2049).unwrap();
+    assert_eq!(error.to_string(), "token 3 of tokenizer.ggml.tokens is 2049 bytes long, limit 2048");
+}

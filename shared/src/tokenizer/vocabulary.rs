@@ -9,6 +9,10 @@ pub(super) const SPACE_SYMBOL: char = '▁';
 /// Ids stay far below the numbers that merging uses for symbols outside the vocabulary.
 const MAX_TOKENS: usize = 1 << 24;
 
+/// Longest token: eight times the longest in published vocabularies (runs of 128 spaces, 256 bytes). Building the
+/// merges of a SentencePiece-style vocabulary takes time quadratic in it.
+const MAX_TOKEN_BYTES: usize = 2048;
+
 /// What a token is for. Source: `tokenizer.ggml.token_type` of the GGUF specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenKind {
@@ -69,6 +73,10 @@ impl Vocabulary {
             if found != 0 && found < tokens {
                 return Err(TokenizerError::TooShort { key, found, tokens });
             }
+        }
+        let too_long = source.tokens.iter().position(|text| text.len() > MAX_TOKEN_BYTES);
+        if let Some((id, text)) = too_long.and_then(|id| Some((id, source.tokens.get(id)?))) {
+            return Err(TokenizerError::TokenTooLong { id, bytes: text.len(), limit: MAX_TOKEN_BYTES });
         }
         let mut texts = Slices::default();
         source.tokens.iter().for_each(|text| texts.push(text.as_bytes()));
