@@ -21,8 +21,10 @@ pub(crate) const OUTBOUND_MESSAGES_MAX: usize = 4096;
 const CONNECT_PAUSE_FIRST: Duration = Duration::from_millis(2);
 /// Longest pause between two tries to connect.
 const CONNECT_PAUSE_MAX: Duration = Duration::from_millis(50);
-/// Frames of requests written to the socket together.
+/// Messages written to the socket together.
 const WRITE_BATCH_MESSAGES: usize = 64;
+/// Bytes after which a batch is written though more messages wait: long prompts add up.
+const WRITE_BATCH_BYTES: usize = 1 << 20;
 
 /// What a worker says about itself.
 #[derive(Debug)]
@@ -100,6 +102,9 @@ async fn write(
         for message in &batch {
             if let Err(error) = sender.queue(message) {
                 unsendable(message, one_line(&error));
+            }
+            if sender.queued_bytes() >= WRITE_BATCH_BYTES && sender.flush().await.is_err() {
+                return Loss::Closed;
             }
         }
         if sender.flush().await.is_err() {

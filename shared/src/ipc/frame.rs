@@ -9,6 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of the length in front of every frame.
 const LENGTH_BYTES: usize = 4;
+/// Memory a writer keeps from one flush to the next; a long prompt's frame is given back.
+const BUFFER_KEPT_BYTES: usize = 256 * 1024;
 /// What a reader allocates before it has seen the bytes a frame announces.
 const READ_CHUNK_BYTES: usize = 64 * 1024;
 
@@ -62,11 +64,14 @@ pub fn decode_payload<M: bincode::Decode<()>>(payload: &[u8]) -> Result<M, Frame
     codec::decode(payload)
 }
 
-/// Encodes `message` with its length in front, appended to `out`.
+/// Encodes `message` with its length in front, appended to `out`, which an error leaves as it was.
 pub fn encode_frame<M: bincode::Encode>(message: &M, out: &mut Vec<u8>) -> Result<(), FrameError> {
     let start = out.len();
     out.extend_from_slice(&[0; LENGTH_BYTES]);
-    codec::encode(message, out)?;
+    if let Err(error) = codec::encode(message, out) {
+        out.truncate(start);
+        return Err(error);
+    }
     let bytes = out.len() - start - LENGTH_BYTES;
     if bytes > FRAME_BYTES_MAX {
         out.truncate(start);
@@ -150,10 +155,16 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         encode_frame(message, &mut self.buffer)
     }
 
+    /// Bytes queued and not yet sent.
+    pub fn queued_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Sends everything queued in one write where the socket takes it.
     pub async fn flush(&mut self) -> Result<(), FrameError> {
         self.stream.write_all(&self.buffer).await?;
         self.buffer.clear();
+        self.buffer.shrink_to(BUFFER_KEPT_BYTES);
         Ok(self.stream.flush().await?)
     }
 
