@@ -37,12 +37,14 @@ pub enum TelemetryError {
     AlreadySet,
 }
 
-/// Installs the process's subscriber from the environment, as given by `variable` so that tests can inject one.
+/// Installs the process's subscriber from the environment, as given by `variable` so that tests can inject one. An
+/// empty variable counts as not set.
 pub fn init_tracing(variable: impl Fn(&str) -> Option<String>) -> Result<(), TelemetryError> {
-    let level = variable(LOG_LEVEL_VARIABLE).unwrap_or_else(|| LOG_LEVEL_DEFAULT.to_owned());
+    let set = |name| variable(name).filter(|value| !value.is_empty());
+    let level = set(LOG_LEVEL_VARIABLE).unwrap_or_else(|| LOG_LEVEL_DEFAULT.to_owned());
     let filter = EnvFilter::try_new(&level)
         .map_err(|error| TelemetryError::Level { value: level.clone(), reason: error.to_string() })?;
-    let format = variable(LOG_FORMAT_VARIABLE).unwrap_or_else(|| "human".to_owned());
+    let format = set(LOG_FORMAT_VARIABLE).unwrap_or_else(|| "human".to_owned());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let installed = match format.as_str() {
         "human" => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
