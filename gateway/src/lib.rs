@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod openai;
 pub mod prompt;
 mod routing;
+pub mod secret;
 pub mod server;
 mod supervisor;
 mod worker_client;

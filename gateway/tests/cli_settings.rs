@@ -10,8 +10,8 @@ use std::path::Path;
 fn every_flag_of_serve_is_a_setting_and_its_help_says_so() {
     let cli = Cli::command();
     let serve = cli.find_subcommand("serve").unwrap();
-    let flags =
-        serve.get_arguments().filter_map(|argument| argument.get_long()).filter(|flag| *flag != "help");
+    let shown = serve.get_arguments().filter(|argument| !argument.is_hide_set());
+    let flags = shown.filter_map(|argument| argument.get_long()).filter(|flag| *flag != "help");
     let flags: BTreeSet<&str> = flags.collect();
     let expected: BTreeSet<&str> = settings().iter().map(|setting| setting.flag).collect();
     assert_eq!(flags, expected);
@@ -25,6 +25,18 @@ fn every_flag_of_serve_is_a_setting_and_its_help_says_so() {
         assert!(setting.default.is_empty() || help.ends_with(&default), "--{}: {help}", setting.flag);
     }
     Cli::command().debug_assert();
+}
+
+#[test]
+fn every_variable_of_a_command_is_listed() {
+    let others = OTHER_VARIABLES.iter().map(|[variable, ..]| *variable);
+    let listed: BTreeSet<&str> = settings().iter().map(|setting| setting.variable).chain(others).collect();
+    for command in Cli::command().get_subcommands() {
+        for variable in command.get_arguments().filter_map(|argument| argument.get_env()) {
+            let variable = variable.to_str().unwrap();
+            assert!(listed.contains(variable), "{} reads {variable}", command.get_name());
+        }
+    }
 }
 
 /// What `.env.example` must say about a variable.

@@ -145,9 +145,11 @@ async fn a_hung_worker_is_killed_and_its_requests_go_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_get_better_fails_at_once_and_says_why() {
+    let version = shared::ipc::PROTOCOL_VERSION;
+    let wrong_version = format!("worker speaks protocol version 999, gateway {version} (signal 9 (SIGKILL))");
     let checks = [
         ("bad_model", "model.gguf: gguf magic is wrong (exit code 65)"),
-        ("wrong_version", "worker speaks protocol version 999, gateway 1 (signal 9 (SIGKILL))"),
+        ("wrong_version", wrong_version.as_str()),
     ];
     for (script, reason) in checks {
         let scene = Setup::new(script).start();

@@ -13,22 +13,6 @@ pub enum Category {
     Fatal,
 }
 
-impl Category {
-    /// The HTTP status of an error that has no more precise one of its own.
-    pub fn http_status(self) -> u16 {
-        match self {
-            Self::User => 400,
-            Self::Recoverable => 503,
-            Self::Internal | Self::Fatal => 500,
-        }
-    }
-
-    /// Whether trying again can help.
-    pub fn is_recoverable(self) -> bool {
-        matches!(self, Self::Recoverable)
-    }
-}
-
 /// Process exit codes, part of the outside contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -47,6 +31,16 @@ pub enum ExitCode {
     Unreachable = 69,
     /// A defect (`EX_SOFTWARE`).
     Internal = 70,
+}
+
+impl ExitCode {
+    /// The meaning of a process's exit status, where it is one of ours.
+    pub fn from_status(code: i32) -> Option<Self> {
+        use ExitCode::*;
+        [Ok, Runtime, Usage, Configuration, ModelFile, Unreachable, Internal]
+            .into_iter()
+            .find(|known| *known as i32 == code)
+    }
 }
 
 impl From<ExitCode> for std::process::ExitCode {

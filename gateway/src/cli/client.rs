@@ -1,9 +1,10 @@
 //! The commands' HTTP client: talks to a running server, or starts one of its own for a single command.
 
 use super::error::CommandError;
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::secret::Secret;
 use reqwest::{Client, Response};
 use serde_json::Value;
+use shared::error::ExitCode;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,6 +13,8 @@ use tokio::process::{Child, Command};
 
 /// Between two looks at a server that is loading its model.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a server that has given up may take to end.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -19,14 +22,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct ServerClient {
     http: Client,
     url: String,
-    api_key: Option<String>,
+    api_key: Option<Secret>,
     /// The process this command started, killed with it.
     own: Option<Child>,
 }
 
 impl ServerClient {
     /// A server that runs already, at `url` like `http://127.0.0.1:8000`.
-    pub(crate) fn remote(url: &str, api_key: Option<String>) -> Result<Self, CommandError> {
+    pub(crate) fn remote(url: &str, api_key: Option<Secret>) -> Result<Self, CommandError> {
         let http = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .build()
@@ -40,7 +43,9 @@ impl ServerClient {
             .map_err(|error| CommandError::runtime(format!("path of this program: {error}")))?;
         let key = uuid::Uuid::new_v4().to_string();
         let mut child = Command::new(program)
-            .args(["serve", "--host", "127.0.0.1", "--port", "0", "--model"])
+            .args(["serve", "--host", "127.0.0.1", "--port", "0", "--parent-pid"])
+            .arg(std::process::id().to_string())
+            .arg("--model")
             .arg(model)
             .env("ROCMFORGE_API_KEY", &key)
             .stdin(Stdio::null())
@@ -58,27 +63,36 @@ impl ServerClient {
         let Some(url) = line.trim().strip_prefix("listening on ") else {
             return Err(ended_early(&mut child).await);
         };
-        let mut client = Self::remote(url, Some(key))?;
-        client.wait_until_ready(&mut child).await?;
+        let mut client = Self::remote(url, Some(Secret::new(key)))?;
+        let outcome = client.wait_until_ready(&mut child).await;
         client.own = Some(child);
-        Ok(client)
+        match outcome {
+            Ok(()) => Ok(client),
+            Err(error) => {
+                client.stop().await;
+                Err(error)
+            }
+        }
     }
 
-    /// Polls until the model is loaded, with a progress bar on a terminal.
+    /// Polls until the model is loaded, or cannot be. The server itself shows how loading goes.
     async fn wait_until_ready(&self, child: &mut Child) -> Result<(), CommandError> {
-        let bar = loading_bar();
         loop {
             if self.get("/ready").await.is_ok() {
-                bar.finish_and_clear();
                 return Ok(());
-            }
-            if let Ok(health) = self.get("/health").await {
-                let loading = &health["workers"][0]["loading"];
-                bar.set_length(loading["total"].as_u64().unwrap_or(0));
-                bar.set_position(loading["done"].as_u64().unwrap_or(0));
             }
             if matches!(child.try_wait(), Ok(Some(_))) {
                 return Err(ended_early(child).await);
+            }
+            // A server tries a worker that keeps crashing again and again; one command does not wait for that.
+            if let Ok(health) = self.get("/health").await
+                && health["workers"][0]["state"] == "failed"
+            {
+                if tokio::time::timeout(EXIT_TIMEOUT, child.wait()).await.is_ok() {
+                    return Err(ended_early(child).await);
+                }
+                let reason = health["workers"][0]["last_exit"].as_str().unwrap_or_default();
+                return Err(CommandError::runtime(format!("the model cannot be loaded: {reason}")));
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
@@ -110,7 +124,7 @@ impl ServerClient {
 
     fn authorized(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
         match &self.api_key {
-            Some(key) => request.bearer_auth(key),
+            Some(key) => request.bearer_auth(key.expose()),
             None => request,
         }
     }
@@ -145,20 +159,8 @@ async fn refusal(response: Response) -> CommandError {
 
 /// The server's own words are on stderr already; its exit code becomes ours.
 async fn ended_early(child: &mut Child) -> CommandError {
-    use shared::error::ExitCode;
     let code = child.wait().await.ok().and_then(|status| status.code());
-    let exit_code = [ExitCode::ModelFile, ExitCode::Configuration, ExitCode::Usage]
-        .into_iter()
-        .find(|known| code == Some(i32::from(*known as u8)))
-        .unwrap_or(ExitCode::Runtime);
+    let known = code.and_then(ExitCode::from_status).filter(|known| *known != ExitCode::Ok);
+    let exit_code = known.unwrap_or(ExitCode::Runtime);
     CommandError { exit_code, message: "the server for this command did not start".to_owned() }
-}
-
-fn loading_bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    // The template is a constant; should it not parse, the bar keeps its default look.
-    if let Ok(style) = ProgressStyle::with_template("loading model {bar:40} {bytes}/{total_bytes} {eta}") {
-        bar.set_style(style);
-    }
-    bar
 }

@@ -3,6 +3,7 @@
 use super::client::{ServerClient, read_json};
 use super::error::CommandError;
 use super::print;
+use crate::secret::Secret;
 use clap::Args;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -28,7 +29,7 @@ pub struct GenerateArgs {
     pub url: String,
     /// Key the server asks for.
     #[arg(long, env = "ROCMFORGE_API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
+    pub api_key: Option<Secret>,
     /// Most tokens to generate.
     #[arg(long, default_value_t = 512)]
     pub max_tokens: u32,
@@ -63,8 +64,15 @@ pub async fn run(args: &GenerateArgs) -> Result<(), CommandError> {
         Some(model) => ServerClient::start(model).await?,
         None => ServerClient::remote(&args.url, args.api_key.clone())?,
     };
+    let outcome = answer(args, &prompt, &client).await;
+    // Also after a failure: a server of our own must not be left behind.
+    client.stop().await;
+    outcome
+}
+
+async fn answer(args: &GenerateArgs, prompt: &str, client: &ServerClient) -> Result<(), CommandError> {
     let models = client.get("/v1/models").await?;
-    let body = request_body(args, &prompt, &models["data"][0]["id"]);
+    let body = request_body(args, prompt, &models["data"][0]["id"]);
     let path = if args.raw { "/v1/completions" } else { "/v1/chat/completions" };
     if args.json {
         let answer = whole(read_json(client.post(path, &body).await?).await?);
@@ -73,12 +81,11 @@ pub async fn run(args: &GenerateArgs) -> Result<(), CommandError> {
             json!({ "text": text, "finish_reason": finish_reason, "usage": usage, "model": body["model"] });
         print(&format!("{object}\n"))?;
     } else if std::io::stdout().is_terminal() {
-        stream(&client, path, body).await?;
+        stream(client, path, body).await?;
     } else {
         let answer = whole(read_json(client.post(path, &body).await?).await?);
         print(&format!("{}\n", answer.text))?;
     }
-    client.stop().await;
     Ok(())
 }
 

@@ -36,6 +36,7 @@ pub fn report(args: &InspectArgs) -> Result<String, CommandError> {
     let gguf = Gguf::open(&args.model).map_err(|error| CommandError::model_file(&error))?;
     if args.json {
         return serde_json::to_string_pretty(&to_json(&gguf))
+            .map(|text| text + "\n")
             .map_err(|error| CommandError::runtime(format!("result does not encode: {error}")));
     }
     Ok(to_text(&gguf))
@@ -89,7 +90,7 @@ fn to_text(gguf: &Gguf) -> String {
     }
     line(format_args!("\nmetadata"));
     for (key, value) in gguf.metadata().iter().filter(|(key, _)| *key != "tokenizer.chat_template") {
-        line(format_args!("  {key} = {}", value_to_text(value)));
+        line(format_args!("  {} = {}", key.escape_debug(), value_to_text(value)));
     }
     line(format_args!("\ntensors"));
     for tensor in gguf.tensors() {
@@ -147,7 +148,12 @@ fn type_counts(gguf: &Gguf) -> BTreeMap<&'static str, usize> {
 fn tensor_to_text(tensor: &TensorInfo) -> String {
     let shape: Vec<String> = tensor.dims().iter().map(ToString::to_string).collect();
     let bytes = in_units(tensor.bytes as u64);
-    format!("{:<40} {:<6} [{}] {bytes}", tensor.name, tensor.kind.name(), shape.join(", "))
+    format!(
+        "{:<40} {:<6} [{}] {bytes}",
+        tensor.name.escape_debug().to_string(),
+        tensor.kind.name(),
+        shape.join(", ")
+    )
 }
 
 fn value_to_json(value: &Value) -> Json {

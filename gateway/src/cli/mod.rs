@@ -11,6 +11,7 @@ pub mod inspect;
 pub mod models;
 pub mod pages;
 pub mod serve;
+mod startup;
 pub mod tokenize;
 
 use clap::{Parser, Subcommand};

@@ -2,6 +2,7 @@
 
 use super::client::ServerClient;
 use super::error::CommandError;
+use crate::secret::Secret;
 use clap::Args;
 use serde::Serialize;
 use shared::gguf::Gguf;
@@ -21,7 +22,7 @@ pub struct ModelsArgs {
     pub url: String,
     /// Key the server asks for.
     #[arg(long, env = "ROCMFORGE_API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
+    pub api_key: Option<Secret>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

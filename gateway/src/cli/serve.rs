@@ -1,18 +1,23 @@
 //! `rocmforge serve`: puts the parts together. Configuration, model text, socket, workers, router; then serves until
-//! SIGTERM or SIGINT, drains and ends. A second signal ends at once.
+//! SIGTERM or SIGINT, drains and ends. A second signal ends at once. Ends by itself only when no worker can ever serve.
 
+use super::startup::{self, Audience};
 use crate::api::{ApiSettings, ApiState};
 use crate::config::{
     ConfigError, ServeConfig, SettingName, Surroundings, WORKER_PROGRAM_VARIABLE, physical_cores,
 };
 use crate::demo_model::{DEMO_MODEL_ID, DemoModel, DemoModelError};
-use crate::fleet::{Fleet, FleetConfig, FleetError, WorkerConfig};
+use crate::fleet::{ExitKind, Fleet, FleetConfig, FleetError, LastExit, WorkerConfig};
 use crate::generation::TokenSource;
 use crate::metrics;
 use crate::prompt::model::{TextModel, TextModelError};
+use crate::secret::Secret;
 use crate::server::{self, ApiKeys, KeyFileError, Limits, RouterOptions};
 use clap::Args;
 use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal as NixSignal;
+use nix::unistd::getppid;
 use shared::error::ExitCode;
 use std::ffi::OsString;
 use std::io::Write;
@@ -57,7 +62,7 @@ pub struct ServeArgs {
     port: Option<String>,
     /// Key that requests to /v1 must carry; may be repeated [env: ROCMFORGE_API_KEY, ROCMFORGE_API_KEYS]
     #[arg(long, value_name = "KEY")]
-    api_key: Vec<String>,
+    api_key: Vec<Secret>,
     /// File with further keys, one a line [env: ROCMFORGE_API_KEY_FILE]
     #[arg(long, value_name = "PATH")]
     api_key_file: Option<String>,
@@ -79,12 +84,17 @@ pub struct ServeArgs {
     /// Most requests waiting for a worker; more get 429 [env: ROCMFORGE_MAX_QUEUE] [default: 512]
     #[arg(long, value_name = "N")]
     max_queue: Option<String>,
+    /// Process that started this one for a single command: the server ends with it
+    #[arg(long, value_name = "PID", hide = true)]
+    parent_pid: Option<i32>,
 }
 
 impl ServeArgs {
     fn values(&self, name: SettingName) -> Vec<String> {
         let single = match name {
-            SettingName::ApiKey => return self.api_key.clone(),
+            SettingName::ApiKey => {
+                return self.api_key.iter().map(|key| key.expose().to_owned()).collect();
+            }
             SettingName::CorsOrigin => return self.cors_origin.clone(),
             SettingName::Model => &self.model,
             SettingName::Alias => &self.alias,
@@ -141,6 +151,12 @@ pub enum ServeError {
     /// The workers cannot be started.
     #[error(transparent)]
     Fleet(#[from] FleetError),
+    /// Every worker ended for a reason that starting it again cannot mend.
+    #[error("no worker can serve: {}", exit.reason())]
+    Workers {
+        /// How the first one ended.
+        exit: LastExit,
+    },
     /// The metrics recorder cannot be set up.
     #[error("metrics: {0}")]
     Metrics(#[from] BuildError),
@@ -164,13 +180,40 @@ impl ServeError {
             Self::DemoModel(_) | Self::Bind { .. } | Self::Fleet(_) | Self::System { .. } => {
                 ExitCode::Runtime
             }
+            Self::Workers { exit } => exit_code_after(exit),
             Self::Metrics(_) => ExitCode::Internal,
         }
     }
 }
 
+/// The workers' own verdict becomes the server's.
+fn exit_code_after(exit: &LastExit) -> ExitCode {
+    match exit.exit {
+        Some(ExitKind::Code(code)) => match ExitCode::from_status(code) {
+            Some(ExitCode::ModelFile) => ExitCode::ModelFile,
+            // Its command line was made from our configuration.
+            Some(ExitCode::Configuration | ExitCode::Usage) => ExitCode::Configuration,
+            _ => ExitCode::Runtime,
+        },
+        Some(ExitKind::Signal(_)) => ExitCode::Runtime,
+        // It could not be started at all.
+        None => ExitCode::Configuration,
+    }
+}
+
 /// Serves until told to stop.
 pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
+    let audience = match args.parent_pid {
+        None => Audience::Operator,
+        Some(pid) => {
+            set_pdeathsig(NixSignal::SIGTERM).map_err(|errno| system("death signal")(errno.into()))?;
+            if getppid().as_raw() != pid {
+                // It was gone before it could have taken us along.
+                return Ok(());
+            }
+            Audience::Command
+        }
+    };
     let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let surroundings = Surroundings {
@@ -180,10 +223,10 @@ pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
     };
     let config = ServeConfig::resolve(&|name| args.values(name), &surroundings)?;
     let runtime = tokio::runtime::Runtime::new().map_err(system("async runtime"))?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, audience))
 }
 
-async fn serve(config: ServeConfig) -> Result<(), ServeError> {
+async fn serve(config: ServeConfig, audience: Audience) -> Result<(), ServeError> {
     let mut keys = ApiKeys::new(&config.api_keys);
     if let Some(path) = &config.api_key_file {
         keys.add_file(path)?;
@@ -215,8 +258,9 @@ async fn serve(config: ServeConfig) -> Result<(), ServeError> {
     let mut fleet_config = FleetConfig::new(workers);
     fleet_config.queue.requests = config.queue_requests_max;
     let fleet = Fleet::start(fleet_config)?;
+    let model_id = model_id(&config);
     let settings = ApiSettings {
-        model_id: model_id(&config),
+        model_id: model_id.clone(),
         context_tokens: config.context_tokens,
         request_timeout: config.request_timeout,
         body_bytes_max: config.body_bytes_max,
@@ -229,10 +273,20 @@ async fn serve(config: ServeConfig) -> Result<(), ServeError> {
     let limits = Limits { connections: config.connections_max, header_timeout: HEADER_TIMEOUT };
 
     let upkeep = tokio::spawn(keep_metrics(metrics));
-    let drain = drain_when_told(signals, &fleet, config.grace);
-    server::serve(listener, router, limits, drain).await;
+    let mut failure = None;
+    let end = async {
+        tokio::select! {
+            biased;
+            exit = startup::follow(&fleet, &model_id, audience) => {
+                fleet.shutdown(Duration::ZERO).await;
+                failure = Some(exit);
+            }
+            () = drain_when_told(signals, &fleet, config.grace) => {}
+        }
+    };
+    server::serve(listener, router, limits, end).await;
     upkeep.abort();
-    Ok(())
+    failure.map_or(Ok(()), |exit| Err(ServeError::Workers { exit }))
 }
 
 /// Resolves once the process may end: a signal came and what ran has finished. Connections stay open meanwhile, so

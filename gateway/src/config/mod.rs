@@ -11,6 +11,7 @@ mod settings;
 pub use cores::physical_cores;
 pub use settings::{OTHER_VARIABLES, Setting, SettingName, setting, settings};
 
+use crate::secret::Secret;
 use parse::Value;
 use shared::error::ExitCode;
 use std::net::IpAddr;
@@ -79,7 +80,7 @@ pub struct ServeConfig {
     /// Port to listen on; 0 lets the system pick.
     pub port: u16,
     /// Keys of which each request must carry one; none asks for none.
-    pub api_keys: Vec<String>,
+    pub api_keys: Vec<Secret>,
     /// File with further keys, one a line.
     pub api_key_file: Option<PathBuf>,
     /// Origins that browsers may call from; `*` allows every one.
@@ -159,12 +160,12 @@ impl ServeConfig {
 fn api_keys(
     flag: &dyn Fn(SettingName) -> Vec<String>,
     surroundings: &Surroundings<'_>,
-) -> Result<Vec<String>, ConfigError> {
+) -> Result<Vec<Secret>, ConfigError> {
     let value = Value::read(SettingName::ApiKey, flag, surroundings.variable);
     let mut keys = value.keys()?;
     if !value.from_flag {
         let several = (surroundings.variable)(API_KEYS_VARIABLE).unwrap_or_default();
-        keys.extend(several.split(',').map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned));
+        keys.extend(several.split(',').map(str::trim).filter(|key| !key.is_empty()).map(Secret::new));
     }
     Ok(keys)
 }

@@ -2,6 +2,7 @@
 
 use super::settings::{SettingName, setting};
 use super::{ConfigError, Device};
+use crate::secret::Secret;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -108,10 +109,10 @@ impl Value {
         }
     }
 
-    pub(super) fn keys(&self) -> Result<Vec<String>, ConfigError> {
+    pub(super) fn keys(&self) -> Result<Vec<Secret>, ConfigError> {
         let fits = |key: &String| !key.is_empty() && key.chars().all(|c| c.is_ascii_graphic());
         if self.all.iter().all(fits) {
-            return Ok(self.all.clone());
+            return Ok(self.all.iter().map(Secret::new).collect());
         }
         let reason = "use visible ASCII characters without spaces".to_owned();
         Err(ConfigError { value: "(hidden)".to_owned(), ..self.refuse(reason) })

@@ -160,6 +160,23 @@ pub const OTHER_VARIABLES: &[[&str; 4]] = &[
         "error, warn, info, debug, trace, or a filter by module",
     ],
     ["ROCMFORGE_LOG_FORMAT", "human", "json", "form of log lines on stderr: human or json"],
+    ["ROCMFORGE_KV_TYPE", "f16", "f32", "element type of the KV cache in workers: f16 or f32"],
+    [
+        "ROCMFORGE_KV_CACHE_MIB",
+        "",
+        "8192",
+        "memory of each worker's KV cache in MiB; none: four contexts, at most a quarter of the free memory",
+    ],
+    ["ROCMFORGE_SEQUENCES_MAX", "64", "16", "sequences a worker computes at once"],
+    ["ROCMFORGE_WAITING_MAX", "1024", "64", "requests that may wait inside a worker"],
+    ["ROCMFORGE_STEP_TOKENS", "512", "2048", "most tokens a worker computes in one step"],
+    [
+        "ROCMFORGE_URL",
+        "http://127.0.0.1:8000",
+        "https://llm.example.org",
+        "server that the commands generate and models ask",
+    ],
+    ["ROCMFORGE_MODELS", "", "/models", "folder whose files the command models lists"],
     ["ROCMFORGE_CPU_ISA", "", "avx2", "forces a CPU code path in workers: portable, avx2, avx512 or amx"],
 ];
 

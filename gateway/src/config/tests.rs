@@ -36,7 +36,10 @@ fn flags_go_before_variables() {
 
 #[test]
 fn keys_come_from_flags_or_variables() {
-    let keys = |flags: &[_], variables: &[_]| resolve(flags, variables).unwrap().api_keys;
+    let keys = |flags: &[_], variables: &[_]| -> Vec<String> {
+        let keys = resolve(flags, variables).unwrap().api_keys;
+        keys.iter().map(|key| key.expose().to_owned()).collect()
+    };
     assert_eq!(
         keys(&[(SettingName::ApiKey, "a"), (SettingName::ApiKey, "b")], &[("ROCMFORGE_API_KEYS", "c")]),
         ["a", "b"]

@@ -1,4 +1,4 @@
-//! Everything the gateway knows about a model: its vocabulary, chat template and name, read from the GGUF file.
+//! Everything the gateway knows about a model: its vocabulary and chat template, read from the GGUF file.
 //!
 //! Opened once at start, before the workers; weights are the workers' affair. Turns conversations and texts into
 //! prompt tokens, and is shared by all requests.
@@ -50,8 +50,6 @@ pub enum PromptError {
 pub struct TextModel {
     tokenizer: Arc<Tokenizer>,
     template: ChatTemplate,
-    bos_text: String,
-    name: String,
     context_tokens: Option<u32>,
 }
 
@@ -65,41 +63,22 @@ impl TextModel {
         if source.is_none() {
             tracing::warn!("model has no chat template, using ChatML");
         }
-        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("model");
-        let name = metadata.str("general.name")?.filter(|name| !name.is_empty()).unwrap_or(stem).to_owned();
         let architecture = metadata.str("general.architecture")?.unwrap_or_default();
         let context_tokens = metadata.u32(&format!("{architecture}.context_length"))?;
-        let mut model = Self::new(tokenizer, source.unwrap_or(CHATML), &name, Clock::System)?;
+        let mut model = Self::new(tokenizer, source.unwrap_or(CHATML), Clock::System)?;
         model.context_tokens = context_tokens;
         Ok(model)
     }
 
     /// A model of these parts, for tests and for [`Self::open`].
-    pub fn new(
-        tokenizer: Tokenizer,
-        template: &str,
-        name: &str,
-        clock: Clock,
-    ) -> Result<Self, TextModelError> {
+    pub fn new(tokenizer: Tokenizer, template: &str, clock: Clock) -> Result<Self, TextModelError> {
         let text = |token: Option<TokenId>| {
             let bytes = token.and_then(|token| tokenizer.token_bytes(token, SpecialTokens::Render));
             String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned()
         };
         let special = SpecialTexts { bos: text(tokenizer.bos()), eos: text(tokenizer.eos()) };
-        let bos_text = special.bos.clone();
         let template = ChatTemplate::compile(template, special, clock)?;
-        Ok(Self {
-            tokenizer: Arc::new(tokenizer),
-            template,
-            bos_text,
-            name: name.to_owned(),
-            context_tokens: None,
-        })
-    }
-
-    /// `general.name`, or the file's stem.
-    pub fn name(&self) -> &str {
-        &self.name
+        Ok(Self { tokenizer: Arc::new(tokenizer), template, context_tokens: None })
     }
 
     /// The context the model was trained for, where the file says.
@@ -120,10 +99,7 @@ impl TextModel {
     ) -> Result<Vec<TokenId>, PromptError> {
         let input = RenderInput { messages, tools: None, add_generation_prompt: true, variables };
         let text = self.template.render(&input)?;
-        // Templates that write BOS themselves would get a second one from the tokenizer.
-        let has_bos = !self.bos_text.is_empty() && text.starts_with(&self.bos_text);
-        let options = EncodeOptions { add_special: !has_bos, parse_special: true };
-        self.not_empty(self.tokenizer.encode(&text, options))
+        self.not_empty(self.tokenizer.encode_rendered(&text))
     }
 
     /// The prompt of a text to continue. Special tokens written in it count as such, as in llama.cpp's server.

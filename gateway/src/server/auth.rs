@@ -1,7 +1,9 @@
 //! API keys. Only their SHA-256 digests are kept, and every comparison takes the same time.
 
 use crate::openai::{ApiError, ErrorKind};
+use crate::secret::Secret;
 use sha2::{Digest, Sha256};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use subtle::{Choice, ConstantTimeEq};
 
@@ -20,12 +22,10 @@ pub enum KeyFileError {
         error: std::io::Error,
     },
     /// It is longer than any list of keys.
-    #[error("key file {} is {bytes} bytes long, limit {KEY_FILE_BYTES_MAX}", path.display())]
+    #[error("key file {} is longer than {KEY_FILE_BYTES_MAX} bytes", path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
-        /// Its length.
-        bytes: u64,
     },
     /// It has no key, which would otherwise open the server to everybody.
     #[error("key file {} has no key; write one a line", path.display())]
@@ -43,18 +43,20 @@ pub struct ApiKeys {
 
 impl ApiKeys {
     /// Keeps the digests of `keys`.
-    pub fn new(keys: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
-        Self { digests: keys.into_iter().map(|key| digest(key.as_ref())).collect() }
+    pub fn new(keys: &[Secret]) -> Self {
+        Self { digests: keys.iter().map(|key| digest(key.expose())).collect() }
     }
 
     /// Adds the keys of a file: one a line, blank lines and lines starting with `#` apart.
     pub fn add_file(&mut self, path: &Path) -> Result<(), KeyFileError> {
         let read = |error| KeyFileError::Read { path: path.to_owned(), error };
-        let bytes = std::fs::metadata(path).map_err(read)?.len();
-        if bytes > KEY_FILE_BYTES_MAX {
-            return Err(KeyFileError::TooLong { path: path.to_owned(), bytes });
+        let mut text = String::new();
+        let file = std::fs::File::open(path).map_err(read)?;
+        // A device's length is 0 whatever it gives, so the reading itself is bounded.
+        file.take(KEY_FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(read)?;
+        if text.len() as u64 > KEY_FILE_BYTES_MAX {
+            return Err(KeyFileError::TooLong { path: path.to_owned() });
         }
-        let text = std::fs::read_to_string(path).map_err(read)?;
         let keys = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let before = self.digests.len();
         self.digests.extend(keys.map(digest));
@@ -102,7 +104,7 @@ mod tests {
 
     #[test]
     fn only_known_bearer_keys_pass() {
-        let keys = ApiKeys::new(["sk-one", "sk-two"]);
+        let keys = ApiKeys::new(&["sk-one", "sk-two"].map(Secret::new));
         let passes = |header| keys.check(header).is_ok();
         assert!(passes(Some("Bearer sk-one")) && passes(Some("bearer  sk-two")));
         for header in [
@@ -130,5 +132,7 @@ mod tests {
         std::fs::write(&path, "# nothing\n").unwrap();
         assert!(matches!(ApiKeys::default().add_file(&path), Err(KeyFileError::Empty { .. })));
         assert!(ApiKeys::default().add_file(Path::new("/nonexistent")).is_err());
+        let endless = ApiKeys::default().add_file(Path::new("/dev/zero"));
+        assert!(matches!(endless, Err(KeyFileError::TooLong { .. })), "{endless:?}");
     }
 }

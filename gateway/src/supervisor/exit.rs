@@ -29,8 +29,11 @@ impl From<ExitStatus> for ExitKind {
 impl ExitKind {
     /// Whether the same command would only fail again: wrong flags, wrong configuration, bad model file.
     pub fn is_permanent(self) -> bool {
-        let permanent = [ExitCode::Usage, ExitCode::Configuration, ExitCode::ModelFile];
-        matches!(self, Self::Code(code) if permanent.iter().any(|known| *known as i32 == code))
+        let Self::Code(code) = self else { return false };
+        matches!(
+            ExitCode::from_status(code),
+            Some(ExitCode::Usage | ExitCode::Configuration | ExitCode::ModelFile)
+        )
     }
 
     /// Whether the status is that of a process killed from outside, as far as a status can tell.

@@ -225,7 +225,7 @@ impl Server {
             requests: Mutex::default(),
             open: Arc::default(),
         });
-        let model = Arc::new(TextModel::new(tokenizer(), CHATML, "scripted", Clock::System).unwrap());
+        let model = Arc::new(TextModel::new(tokenizer(), CHATML, Clock::System).unwrap());
         let settings = ApiSettings {
             model_id: "tiny".to_owned(),
             context_tokens: None,

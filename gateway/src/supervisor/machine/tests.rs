@@ -297,7 +297,7 @@ fn what_cannot_get_better_is_not_tried_again() {
     check(vec![Event::Spawned, Event::Hello(PROTOCOL_VERSION), Event::Exited(ExitKind::Code(64))], None);
     check(
         vec![Event::Spawned, Event::Hello(99), Event::Exited(KILLED)],
-        Some("worker speaks protocol version 99, gateway 1"),
+        Some(&format!("worker speaks protocol version 99, gateway {}", shared::ipc::PROTOCOL_VERSION)),
     );
     let missing = "cannot start worker x: not found";
     check(vec![Event::SpawnFailed(missing.to_owned(), ErrorKind::NotFound)], Some(missing));
