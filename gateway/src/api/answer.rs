@@ -5,7 +5,7 @@ use crate::fleet::{RequestError, SubmitError};
 use crate::openai::{ApiError, ErrorKind};
 use crate::prompt::model::PromptError;
 use axum::body::{Body, Bytes};
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -24,6 +24,10 @@ pub fn error_response(error: &ApiError) -> Response {
     }
     if error.kind == ErrorKind::Authentication {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if matches!(error.kind, ErrorKind::BodyTooLarge | ErrorKind::BodyTimeout) {
+        // The rest of the body is not read, so the connection cannot carry another request.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }

@@ -27,8 +27,6 @@ use tokio::sync::Semaphore;
 
 /// Accepted for the model besides its id, for clients that have no setting for it.
 pub const MODEL_ID_ALWAYS: &str = "default";
-/// Longest request body.
-pub const BODY_BYTES_MAX_DEFAULT: usize = 16 << 20;
 /// Longest wait for a whole request body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Context assumed when neither worker, configuration nor model file says.
@@ -55,7 +53,7 @@ pub struct ApiState {
     model: Arc<TextModel>,
     settings: ApiSettings,
     metrics: PrometheusHandle,
-    preparation: Semaphore,
+    preparation: Arc<Semaphore>,
     started: Instant,
     created_unix_s: u64,
 }
@@ -68,7 +66,7 @@ impl ApiState {
         settings: ApiSettings,
         metrics: PrometheusHandle,
     ) -> Self {
-        let preparation = Semaphore::new(settings.preparations.max(1));
+        let preparation = Arc::new(Semaphore::new(settings.preparations.max(1)));
         Self {
             source,
             model,

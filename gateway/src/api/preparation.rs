@@ -16,9 +16,14 @@ impl ApiState {
         make: impl FnOnce(&TextModel) -> Result<T, PromptError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let internal = |_| ApiError::new(ErrorKind::Internal, "the prompt could not be prepared");
-        let _permit = self.preparation.acquire().await.map_err(|_| internal(()))?;
+        let permit = Arc::clone(&self.preparation).acquire_owned().await.map_err(|_| internal(()))?;
         let model = Arc::clone(&self.model);
-        let made = tokio::task::spawn_blocking(move || make(&model)).await.map_err(|_| internal(()))?;
+        let work = move || {
+            // Held until the work is done, which goes on when the client leaves.
+            let _permit = permit;
+            make(&model)
+        };
+        let made = tokio::task::spawn_blocking(work).await.map_err(|_| internal(()))?;
         made.map_err(|error| prompt_error(&error, param))
     }
 

@@ -30,7 +30,8 @@ pub(super) trait Chunks: Send + Unpin + 'static {
 /// The streamed answer.
 pub(super) fn respond(generation: Generation, chunks: impl Chunks) -> Response {
     let waiting = chunks.opening().into();
-    let events = EventStream { generation: Some(generation), chunks, waiting };
+    let span = tracing::Span::current();
+    let events = EventStream { generation: Some(generation), chunks, waiting, span };
     Sse::new(events)
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE_INTERVAL).text("waiting"))
         .into_response()
@@ -41,6 +42,8 @@ struct EventStream<C> {
     generation: Option<Generation>,
     chunks: C,
     waiting: VecDeque<String>,
+    /// The request's: the stream is polled after its handler has returned, and its log lines need the id.
+    span: tracing::Span,
 }
 
 impl<C: Chunks> Stream for EventStream<C> {
@@ -48,6 +51,7 @@ impl<C: Chunks> Stream for EventStream<C> {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
+        let _entered = this.span.enter();
         loop {
             if let Some(text) = this.waiting.pop_front() {
                 return Poll::Ready(Some(Ok(Event::default().data(text))));

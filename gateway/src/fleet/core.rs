@@ -211,10 +211,14 @@ impl Core {
     pub(super) fn vitals(&self, worker: WorkerId) -> Vitals {
         let mut state = self.lock();
         let requests = state.ledger.load(worker).requests;
-        state.slot(worker).map_or_else(Vitals::default, |slot| Vitals {
-            step: slot.view.stats.step,
-            pongs: slot.pongs,
-            requests,
+        state.slot(worker).map_or_else(Vitals::default, |slot| {
+            // One that did not take a message is given none any more, and must not pass for idle.
+            let unheard = slot.view.state == WorkerState::Ready && slot.outbound.is_none();
+            Vitals {
+                step: slot.view.stats.step,
+                pongs: slot.pongs,
+                requests: requests.max(usize::from(unheard)),
+            }
         })
     }
 

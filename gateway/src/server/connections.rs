@@ -17,8 +17,10 @@ use tokio::sync::Semaphore;
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// Longest wait for connections to end once `shutdown` has resolved; answers have been made by then.
 const FLUSH_GRACE: Duration = Duration::from_secs(2);
-/// Longest a refused connection is written to.
+/// Longest a refused connection is held to tell it so.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Refused connections told so at once; beyond them a flood is closed without a word.
+const REFUSALS_MAX: usize = 64;
 
 /// Bounds of the accept loop.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +39,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let permits = Arc::new(Semaphore::new(limits.connections));
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
@@ -55,7 +58,12 @@ pub async fn serve(
             }
         };
         let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-            tokio::spawn(refuse(stream, limits.connections));
+            if let Ok(refusal) = Arc::clone(&refusals).try_acquire_owned() {
+                tokio::spawn(async move {
+                    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, refuse(stream, limits.connections)).await;
+                    drop(refusal);
+                });
+            }
             continue;
         };
         // Tokens are small writes that must not wait for each other.
@@ -76,7 +84,7 @@ pub async fn serve(
 }
 
 /// Too many connections: one clear answer, then closed.
-async fn refuse(mut stream: TcpStream, limit: usize) {
+async fn refuse(mut stream: TcpStream, limit: usize) -> std::io::Result<()> {
     let message = format!("the server has its {limit} connections open, try again later");
     let error = ApiError::new(ErrorKind::Unavailable, message).code("too_many_connections");
     let body = error.to_json();
@@ -85,5 +93,9 @@ async fn refuse(mut stream: TcpStream, limit: usize) {
          retry-after: 1\r\nconnection: close\r\n\r\n{body}",
         body.len()
     );
-    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, stream.write_all(answer.as_bytes())).await;
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await?;
+    // Closing with the request unread would reset the connection, and the client might never see the answer.
+    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+    Ok(())
 }
