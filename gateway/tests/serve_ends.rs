@@ -1,6 +1,8 @@
 //! `rocmforge serve` ends by itself when it is of no use: its workers can never serve, or the command it was started
 //! for is gone. The workers are shell scripts in place of `rocmforge-worker`.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader};
