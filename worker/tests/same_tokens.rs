@@ -344,6 +344,48 @@ fn resuming_after_any_token_changes_no_bit() {
     }
 }
 
+/// Requests whose prompts say the same thing over and over, so that there is much to guess.
+fn repetitive_requests(file: &ModelFile) -> Vec<Submit> {
+    let repetitive = |id: u64| {
+        let mut submit = request(file, id, 0, 11 + id as usize);
+        submit.prompt = submit.prompt.repeat(6);
+        submit.limits = RequestLimits { max_tokens: 90, min_tokens: 60, ..submit.limits };
+        submit
+    };
+    // Every other one greedy, so that answers repeat themselves too.
+    (0..8).map(|id| repetitive(if id % 2 == 0 { 4 * id } else { id })).collect()
+}
+
+#[test]
+fn speculation_changes_no_bit() {
+    for file in files() {
+        let requests = repetitive_requests(&file);
+        let expected = truth(&file, Setting::alone(), &requests);
+        for (sequences, step_tokens, prefix_cache) in [
+            (1, 512, PrefixCache::Off),
+            (1, 7, PrefixCache::On),
+            (3, 40, PrefixCache::On),
+            (7, 512, PrefixCache::Off),
+        ] {
+            let speculation = Speculation::Auto;
+            let setting = Setting {
+                prefix_cache,
+                speculation,
+                kv_blocks: 70,
+                ..Setting::together(sequences, step_tokens)
+            };
+            let served = serve(&file, setting, std::slice::from_ref(&requests));
+            let EngineStats { drafted, accepted, .. } = served.stats;
+            assert!(
+                drafted > accepted && accepted > 0,
+                "{setting:?}: {accepted} of {drafted} drafts were right"
+            );
+            assert_eq!(served.stats.kv_blocks_free, served.stats.kv_blocks_total, "blocks leak");
+            assert_same(&served.answers, &expected, &setting);
+        }
+    }
+}
+
 #[test]
 fn preemption_changes_no_bit() {
     for file in files() {
