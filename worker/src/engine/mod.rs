@@ -234,3 +234,6 @@ impl<F: Forward> Engine<F> {
         self.stats.memory_used_bytes = self.memory.read(Instant::now());
     }
 }
+
+#[cfg(test)]
+mod tests;
