@@ -3,9 +3,7 @@
 
 use super::startup::{self, Audience};
 use crate::api::{ApiSettings, ApiState};
-use crate::config::{
-    ConfigError, ServeConfig, SettingName, Surroundings, WORKER_PROGRAM_VARIABLE, physical_cores,
-};
+use crate::config::{ConfigError, ServeConfig, SettingName, Surroundings, WORKER_PROGRAM_VARIABLE};
 use crate::demo_model::{DEMO_MODEL_ID, DemoModel, DemoModelError};
 use crate::fleet::{ExitKind, Fleet, FleetConfig, FleetError, LastExit, WorkerConfig};
 use crate::generation::TokenSource;
@@ -18,6 +16,7 @@ use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal as NixSignal;
 use nix::unistd::getppid;
+use shared::cores::physical_cores;
 use shared::error::ExitCode;
 use std::ffi::OsString;
 use std::io::Write;
@@ -214,11 +213,9 @@ pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
             Audience::Command
         }
     };
-    let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let surroundings = Surroundings {
         variable: &|name| std::env::var(name).ok(),
-        cores: physical_cores(&cpuinfo, available),
+        cores: physical_cores(),
         executable: std::env::current_exe().ok(),
     };
     let config = ServeConfig::resolve(&|name| args.values(name), &surroundings)?;

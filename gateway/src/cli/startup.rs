@@ -52,11 +52,7 @@ pub(super) async fn follow(fleet: &Fleet, model_id: &str, audience: Audience) ->
 }
 
 fn loading_bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    // The template is a constant; should it not parse, the bar keeps its default look.
-    if let Ok(style) = ProgressStyle::with_template("{msg} {bar:40} {bytes}/{total_bytes} {eta}") {
-        bar.set_style(style);
-    }
+    let bar = ProgressBar::new_spinner().with_message("starting");
     bar.enable_steady_tick(BAR_TICK);
     bar
 }
@@ -64,7 +60,13 @@ fn loading_bar() -> ProgressBar {
 /// Workers load side by side, so their bytes add up.
 fn show(bar: &ProgressBar, snapshot: &FleetSnapshot) {
     let LoadProgress { done_bytes, total_bytes } = loading(snapshot);
-    bar.set_message(if total_bytes == 0 { "starting" } else { "loading model" });
+    if total_bytes == 0 {
+        return;
+    }
+    // The template is a constant; should it not parse, the bar keeps its first look.
+    if let Ok(style) = ProgressStyle::with_template("loading model {bar:40} {bytes}/{total_bytes} {eta}") {
+        bar.set_style(style);
+    }
     bar.set_length(total_bytes);
     bar.set_position(done_bytes);
 }

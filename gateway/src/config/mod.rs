@@ -4,11 +4,9 @@
 //! come in as arguments, so tests inject them. Whether files exist is found out by whoever opens them. The settings
 //! and their defaults are the table in [`settings`]; `.env.example` and the help texts are held against it by tests.
 
-mod cores;
 mod parse;
 mod settings;
 
-pub use cores::physical_cores;
 pub use settings::{OTHER_VARIABLES, Setting, SettingName, setting, settings};
 
 use crate::secret::Secret;
