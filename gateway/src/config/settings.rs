@@ -171,6 +171,12 @@ pub const OTHER_VARIABLES: &[[&str; 4]] = &[
     ["ROCMFORGE_WAITING_MAX", "1024", "64", "requests that may wait inside a worker"],
     ["ROCMFORGE_STEP_TOKENS", "512", "2048", "most tokens a worker computes in one step"],
     [
+        "ROCMFORGE_SPECULATION",
+        "auto",
+        "off",
+        "guessing that text which repeats goes on repeating, which changes no token: auto or off",
+    ],
+    [
         "ROCMFORGE_URL",
         "http://127.0.0.1:8000",
         "https://llm.example.org",
