@@ -100,7 +100,8 @@ impl Worker {
     fn note(&self, line: &str) {
         let path = self.notes.join("notes");
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).expect("notes file");
-        writeln!(file, "{line}").expect("note");
+        // In one write, since several workers append to the file at once.
+        file.write_all(format!("{line}\n").as_bytes()).expect("note");
     }
 
     async fn serve(&mut self, socket: &Path) {
