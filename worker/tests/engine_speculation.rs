@@ -174,6 +174,28 @@ fn sequences_share_the_rows_of_a_step_and_many_draft_nothing() {
 }
 
 #[test]
+fn a_stop_token_among_right_guesses_ends_the_request() {
+    let memory = Memory::Last(1);
+    let (circle, _) = sampled_alone(memory, &greedy(1, &[1], 60), 128);
+    let prompt: Vec<TokenId> = circle.iter().map(|sampled| sampled.token).collect();
+    let visits: Vec<Visit> = (0..12)
+        .map(|id| {
+            let mut submit = greedy(id, &prompt, 40);
+            // What comes after so many tokens, if nothing is banned.
+            submit.limits.stop_tokens = vec![sampled_alone(memory, &submit, 128).0[id as usize].token];
+            submit.limits.min_tokens = if id % 2 == 0 { 0 } else { id as u32 };
+            submit.into()
+        })
+        .collect();
+    let mut config = speculating(config(128, 64, 16));
+    config.limits.sequences = 1;
+    let served = serve(config, memory, std::slice::from_ref(&visits));
+    served.check(memory, &visits, 128);
+    assert!(served.widest.1 > 2, "guesses were not right");
+    assert!(served.answers.values().any(|answer| answer.end == Some(FinishReason::Stop)));
+}
+
+#[test]
 fn blocks_published_while_guessing_hold_what_was_emitted() {
     let config = speculating(SchedulerConfig { step_tokens: 64, ..config(512, 256, 4) });
     let memory = Memory::Last(2);
@@ -203,14 +225,15 @@ fn any_visit() -> impl Strategy<Value = Visit> {
         prop_oneof![3 => Just((0f32, 1f32)), 1 => Just((0.4, 1.0)), 1 => Just((0.0, 1.2))],
         prop::option::of(0u32..4),
     );
-    let limits = (0usize..4, 1u32..60, 0u32..20, -1i32..2);
+    let limits = (0usize..4, 1u32..60, 0u32..20, -1i32..2, prop::bool::weighted(0.3));
     (prompt, sampling, limits, prop::option::weighted(0.2, 0usize..40)).prop_map(
         |(prompt, (temperature, (frequency, repetition), logprobs), limits, cancelled_after)| {
-            let (emitted, max_tokens, min_tokens, priority) = limits;
+            let (emitted, max_tokens, min_tokens, priority, stops_at_prompt_token) = limits;
             let mut submit = submit(0, &prompt, max_tokens);
             submit.emitted = vec![7; emitted.min(max_tokens as usize - 1)];
             submit.limits.min_tokens = min_tokens;
-            submit.limits.stop_tokens = vec![3, 4, 21];
+            submit.limits.stop_tokens =
+                if stops_at_prompt_token { prompt[..1].to_vec() } else { vec![3, 21] };
             submit.limits.priority = priority;
             submit.sampling.temperature = temperature;
             submit.sampling.frequency_penalty = frequency;
