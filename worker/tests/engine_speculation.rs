@@ -232,8 +232,9 @@ fn any_visit() -> impl Strategy<Value = Visit> {
             let mut submit = submit(0, &prompt, max_tokens);
             submit.emitted = vec![7; emitted.min(max_tokens as usize - 1)];
             submit.limits.min_tokens = min_tokens;
-            submit.limits.stop_tokens =
-                if stops_at_prompt_token { prompt[..1].to_vec() } else { vec![3, 21] };
+            // What was emitted before must not have ended the request.
+            let is_stop_in_prompt = stops_at_prompt_token && prompt[0] != 7;
+            submit.limits.stop_tokens = if is_stop_in_prompt { prompt[..1].to_vec() } else { vec![3, 21] };
             submit.limits.priority = priority;
             submit.sampling.temperature = temperature;
             submit.sampling.frequency_penalty = frequency;
