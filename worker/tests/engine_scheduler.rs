@@ -27,6 +27,16 @@ struct Rig {
     sampler: Sampler,
     answers: Answers,
     steps: usize,
+    budget: StepTokens,
+}
+
+/// How many tokens the engine allows a step.
+#[derive(Clone, Copy)]
+enum StepTokens {
+    /// As configured.
+    Full,
+    /// Another number each time; what comes out must not change.
+    Changing,
 }
 
 impl Rig {
@@ -37,7 +47,14 @@ impl Rig {
 
     fn with_memory(scheduler: Scheduler, memory: Memory) -> Self {
         let model = ScriptedModel::new(&scheduler.config().limits, Faults::default()).with_memory(memory);
-        Self { scheduler, model, sampler: Sampler::default(), answers: Answers::new(), steps: 0 }
+        Self {
+            scheduler,
+            model,
+            sampler: Sampler::default(),
+            answers: Answers::new(),
+            steps: 0,
+            budget: StepTokens::Full,
+        }
     }
 
     fn submit(&mut self, submit: Submit) -> Result<Admission, Rejection> {
@@ -58,9 +75,12 @@ impl Rig {
     fn step(&mut self) -> Plan {
         let decoding: Vec<RequestId> = self.decoding();
         let preempted_before = self.stats().preemptions;
-        let plan = self.scheduler.plan();
-        self.steps += 1;
         let config = *self.scheduler.config();
+        let plan = self.scheduler.plan(match self.budget {
+            StepTokens::Full => config.step_tokens,
+            StepTokens::Changing => 1 + (self.steps as u32).wrapping_mul(7) % config.step_tokens,
+        });
+        self.steps += 1;
         assert!(plan.rows() <= config.step_tokens as usize, "plan of {} rows", plan.rows());
         if plan.chunks.iter().any(|chunk| !chunk.drafts.is_empty()) {
             assert!(plan.rows() <= DRAFTED_STEP_ROWS_MAX, "drafts in a step of {} rows", plan.rows());
@@ -389,6 +409,7 @@ proptest! {
         config.prefix_cache = prefix_cache;
         config.speculation = speculation;
         let mut rig = Rig::with_memory(Scheduler::new(config), memory);
+        rig.budget = StepTokens::Changing;
         let context_tokens = rig.scheduler.config().limits.context_tokens as usize;
         for (id, visit) in (0..).zip(&mut visits) {
             visit.submit.id = RequestId(id);

@@ -11,6 +11,7 @@
 
 mod memory;
 mod step;
+mod step_budget;
 mod timeline;
 
 pub use memory::resident_bytes;
@@ -25,6 +26,7 @@ use shared::ipc::FromWorker;
 use shared::ipc::message::{EngineStats, FinishReason, Submit, Timings};
 use std::collections::HashMap;
 use std::time::Instant;
+use step_budget::StepBudget;
 use timeline::Timeline;
 use tokio::sync::mpsc;
 
@@ -100,6 +102,7 @@ pub struct Engine<F> {
     gateway: Option<mpsc::Sender<FromWorker>>,
     stats: EngineStats,
     memory: MemoryGauge,
+    budget: StepBudget,
 }
 
 impl<F: Forward> Engine<F> {
@@ -107,15 +110,18 @@ impl<F: Forward> Engine<F> {
     /// `memory_used_bytes` is asked now and then for the statistics ([`resident_bytes`] on a CPU).
     pub fn new(forward: F, config: SchedulerConfig, memory_used_bytes: fn() -> u64) -> Self {
         let vocab_size = u32::try_from(forward.vocab_size()).unwrap_or(u32::MAX);
+        let scheduler = Scheduler::new(SchedulerConfig { vocab_size, ..config });
+        let budget = StepBudget::new(scheduler.config().step_tokens);
         Self {
             forward,
-            scheduler: Scheduler::new(SchedulerConfig { vocab_size, ..config }),
+            scheduler,
             sampler: Sampler::default(),
             batch: Batch::default(),
             timelines: HashMap::new(),
             gateway: None,
             stats: EngineStats::default(),
             memory: MemoryGauge::new(memory_used_bytes),
+            budget,
         }
     }
 

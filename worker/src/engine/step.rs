@@ -73,7 +73,7 @@ impl Draw<'_> {
 impl<F: Forward> Engine<F> {
     /// Computes one plan and reports it.
     pub(super) fn step(&mut self) -> Result<(), EngineError> {
-        let plan = self.scheduler.plan();
+        let plan = self.scheduler.plan(self.budget.tokens());
         let started = Instant::now();
         for chunk in &plan.chunks {
             if let Some(timeline) = self.timelines.get_mut(&chunk.rank) {
@@ -88,6 +88,7 @@ impl<F: Forward> Engine<F> {
         let (events, ended) = self.compute(&plan)?;
         self.stats.step += 1;
         self.stats.batch_tokens = plan.rows() as u32;
+        self.budget.learn(self.stats.batch_tokens, started.elapsed());
         let ended: Vec<FromWorker> = ended.into_iter().map(|ended| self.close(ended)).collect();
         self.refresh_stats();
         self.send(FromWorker::Step { events, stats: self.stats });

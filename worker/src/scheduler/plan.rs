@@ -7,6 +7,9 @@ use crate::speculation::{DRAFTED_STEP_ROWS_MAX, Speculation};
 use shared::ids::TokenId;
 use std::collections::BTreeSet;
 
+/// Prompt tokens a step computes at least, whatever the budget: one tile of the kernels costs little more than a row.
+const PREFILL_TOKENS_MIN: usize = 8;
+
 /// Consecutive tokens of one sequence to compute, and guesses after them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
@@ -68,11 +71,14 @@ struct Share {
 
 impl Scheduler {
     /// Plans the next step, admitting and preempting as needed. Empty only if nothing waits or runs.
-    pub fn plan(&mut self) -> Plan {
+    ///
+    /// `step_tokens` tightens the configured size of a step. Prompts get [`PREFILL_TOKENS_MIN`] tokens even where
+    /// decoding alone fills it, as far as the configuration allows.
+    pub fn plan(&mut self, step_tokens: u32) -> Plan {
         let mut plan = Plan::default();
         self.plan_decodes(&mut plan);
         self.admit(&mut plan);
-        self.plan_prefills(&mut plan);
+        self.plan_prefills(&mut plan, step_tokens as usize);
         self.plan_drafts(&mut plan);
         plan
     }
@@ -93,7 +99,7 @@ impl Scheduler {
         }
     }
 
-    fn plan_prefills(&mut self, plan: &mut Plan) {
+    fn plan_prefills(&mut self, plan: &mut Plan, step_tokens: usize) {
         let planned: BTreeSet<Rank> = plan.chunks.iter().map(|chunk| chunk.rank).collect();
         let mut ranks: Vec<Rank> =
             self.running.keys().copied().filter(|rank| !planned.contains(rank)).collect();
@@ -102,7 +108,8 @@ impl Scheduler {
             (0..ranks.len()).map(|i| self.follows_another(ranks[i], &ranks[..i])).collect();
         let mut waits = waits.into_iter();
         ranks.retain(|_| !waits.next().unwrap_or(false));
-        let budget = (self.config.step_tokens as usize).saturating_sub(plan.rows());
+        let allowed = (self.config.step_tokens as usize).saturating_sub(plan.rows());
+        let budget = step_tokens.saturating_sub(plan.rows()).max(PREFILL_TOKENS_MIN).min(allowed);
         for (index, share) in self.shares(&ranks, budget).into_iter().enumerate() {
             while self.running.contains_key(&share.rank) && share.tokens > 0 {
                 // The first in rank may take blocks from prefilling sequences behind it, and from nobody that
