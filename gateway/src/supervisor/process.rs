@@ -86,6 +86,9 @@ impl WorkerProcess {
             .arg("--parent-pid")
             .arg(std::process::id().to_string())
             .args(&config.args)
+            // Keys are the gateway's business.
+            .env_remove("ROCMFORGE_API_KEY")
+            .env_remove("ROCMFORGE_API_KEYS")
             .envs(config.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -13,6 +13,7 @@ use crate::model::{CacheBudget, Model, ModelError, Opened};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kernels::KernelError;
 use kernels::cpu::{Cpu, Isa};
+use shared::cores::physical_cores;
 use shared::error::ExitCode;
 use std::path::PathBuf;
 
@@ -22,8 +23,6 @@ pub const ISA_VARIABLE: &str = "ROCMFORGE_CPU_ISA";
 const CONTEXT_TOKENS_DEFAULT_MAX: u32 = 8192;
 /// Sequences of full context the cache holds by default.
 const CACHED_CONTEXTS_DEFAULT: u64 = 4;
-/// Processor numbers looked at: what Linux can be built for at most on x86-64.
-const PROCESSORS_MAX: u32 = 8192;
 /// Share of the available memory the default cache may take, as a divisor.
 const CACHE_MEMORY_DIVISOR: u64 = 4;
 
@@ -250,30 +249,6 @@ where
     }
 }
 
-/// Physical cores this process may run on: hyper-threads of a core count once.
-pub fn physical_cores() -> usize {
-    // Less than the processors allowed where a control group has a quota.
-    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
-    let core = |cpu: u32| {
-        let topology = format!("/sys/devices/system/cpu/cpu{cpu}/topology");
-        let read = |name: &str| std::fs::read_to_string(format!("{topology}/{name}")).ok();
-        Some((read("physical_package_id")?, read("core_id")?))
-    };
-    let cores: std::collections::BTreeSet<_> = processors(list).into_iter().filter_map(core).collect();
-    if cores.is_empty() { allowed } else { cores.len().min(allowed) }
-}
-
-/// The processors of a list like `0-3,8`, as the kernel prints them; what it would not print is skipped.
-fn processors(list: &str) -> Vec<u32> {
-    let range = |part: &str| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(first.trim().parse::<u32>().ok()?..=last.trim().parse::<u32>().ok()?.min(PROCESSORS_MAX))
-    };
-    list.split(',').filter_map(range).flatten().collect()
-}
-
 /// Memory that can be taken without swapping: `MemAvailable` of /proc/meminfo, or the control group's limit (which
 /// is what a container has) if that is less; 0 where neither can be read.
 pub fn available_memory_bytes() -> u64 {
@@ -292,24 +267,4 @@ fn meminfo_bytes(field: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(field));
     let kib: Option<u64> = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse().ok());
     kib.unwrap_or(0) * 1024
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn processor_lists_are_read_as_the_kernel_prints_them() {
-        assert_eq!(processors("\t0-3,8,10-11\n"), [0, 1, 2, 3, 8, 10, 11]);
-        assert_eq!(processors("5"), [5]);
-        assert!(processors("").is_empty());
-        assert_eq!(processors("x,2,4-").len(), 1);
-        assert!(processors("0-4294967295").len() <= PROCESSORS_MAX as usize + 1);
-    }
-
-    #[test]
-    fn there_is_a_core_and_no_more_than_processors() {
-        let allowed = std::thread::available_parallelism().map_or(1, usize::from);
-        assert!((1..=allowed).contains(&physical_cores()));
-    }
 }

@@ -1,6 +1,6 @@
 //! `serve`: loads a model on its own thread and serves one gateway at a time over a Unix socket.
 
-use super::{CommandError, Device, DeviceArgs, context_tokens, physical_cores, total_memory_bytes};
+use super::{CommandError, Device, DeviceArgs, context_tokens, total_memory_bytes};
 use crate::backend::BLOCK_TOKENS;
 use crate::engine::{Engine, resident_bytes};
 use crate::ipc_server::{self, LoadFailure, Loader};
@@ -8,6 +8,7 @@ use crate::model;
 use crate::scheduler::{PrefixCache, SchedulerConfig};
 use crate::speculation::Speculation;
 use clap::{Args, ValueEnum};
+use shared::cores::physical_cores;
 use shared::error::one_line;
 use shared::ipc::message::{DeviceInfo, WorkerLimits};
 use shared::ipc::transport::Listener;
