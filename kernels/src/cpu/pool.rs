@@ -2,6 +2,8 @@
 //!
 //! A decode step runs some hundred regions of tens of microseconds each, so entering one must cost about one
 //! microsecond. Idle workers spin for [`SPIN`] and then park, using no processor time until the next region.
+//! Each thread works through a contiguous share of the chunks, the same one in every region of that length, so
+//! that it streams memory in order and finds what it wrote before in its own cache; then it helps the others.
 //! What always holds: a region ends only when every chunk is done and no worker still runs its closure; the
 //! caller never waits for a worker that has not joined (one parked or descheduled costs nothing); a panic in
 //! a task reaches the caller. The pool does not pin threads and knows nothing about what it runs.
@@ -42,8 +44,8 @@ struct Line<T>(T);
 struct Shared {
     /// Bit 0: open; bits 1 to 15: workers that joined; bits 16 up: number of the region.
     gate: Line<AtomicU64>,
-    /// The next chunk to claim.
-    next: Line<AtomicUsize>,
+    /// The next chunk to claim of each thread's share, the caller's first.
+    next: Box<[Line<AtomicUsize>]>,
     /// Workers that joined the present region and have left it.
     left: Line<AtomicUsize>,
     region: UnsafeCell<Option<Region>>,
@@ -84,7 +86,7 @@ impl Pool {
         }
         let shared = Arc::new(Shared {
             gate: Line(AtomicU64::new(0)),
-            next: Line(AtomicUsize::new(0)),
+            next: (0..threads).map(|_| Line(AtomicUsize::new(0))).collect(),
             left: Line(AtomicUsize::new(0)),
             region: UnsafeCell::new(None),
             stop: AtomicBool::new(false),
@@ -113,7 +115,7 @@ impl Pool {
             return;
         }
         self.open(Region { task: erase_lifetime(task), items, grain, chunks });
-        self.shared.work();
+        self.shared.work(0);
         self.close();
         let panic = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.busy.store(false, Ordering::Release);
@@ -127,7 +129,9 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: `busy` is ours, the gate is closed and all who joined have left: nobody else looks here.
         unsafe { *shared.region.get() = Some(region) };
-        shared.next.0.store(0, Ordering::Relaxed);
+        for (thread, next) in shared.next.iter().enumerate() {
+            next.0.store(shared.share(thread, region.chunks).start, Ordering::Relaxed);
+        }
         shared.left.0.store(0, Ordering::Relaxed);
         let number = shared.gate.0.load(Ordering::Relaxed) / NUMBER + 1;
         // Sequentially consistent, as are the accesses to `parked`: either we see a worker parked, or it sees
@@ -175,7 +179,7 @@ impl Worker {
         let (shared, seen) = (Arc::clone(shared), Arc::clone(&parked));
         let handle = thread::Builder::new()
             .name(format!("cpu-{index}"))
-            .spawn(move || shared.serve(&seen))
+            .spawn(move || shared.serve(index, &seen))
             .map_err(|_| KernelError::OutOfMemory { what: "a worker thread", bytes: 2 << 20 })?;
         Ok(Worker { thread: handle.thread().clone(), handle: Some(handle), parked })
     }
@@ -183,7 +187,7 @@ impl Worker {
 
 impl Shared {
     /// A worker's life: join each region it sees, spin, park.
-    fn serve(&self, parked: &AtomicBool) {
+    fn serve(&self, thread: usize, parked: &AtomicBool) {
         let mut done = 0;
         while !self.stop.load(Ordering::Relaxed) {
             let gate = self.gate.0.load(Ordering::Acquire);
@@ -194,7 +198,7 @@ impl Shared {
             let joined = self.gate.0.compare_exchange(gate, gate + JOIN, Ordering::AcqRel, Ordering::Relaxed);
             if joined.is_ok() {
                 done = gate / NUMBER;
-                self.work();
+                self.work(thread);
                 self.left.0.fetch_add(1, Ordering::Release);
             }
         }
@@ -225,25 +229,39 @@ impl Shared {
         parked.store(false, Ordering::SeqCst);
     }
 
-    /// Claims and runs chunks of the present region until none is left, keeping the first panic.
-    fn work(&self) {
+    /// The chunks that `thread` runs first.
+    fn share(&self, thread: usize, chunks: usize) -> Range<usize> {
+        let (each, left) = (chunks / self.next.len(), chunks % self.next.len());
+        let start = thread * each + thread.min(left);
+        start..start + each + usize::from(thread < left)
+    }
+
+    /// Claims and runs chunks of the present region until none is left, `thread`'s own share first, keeping the
+    /// first panic.
+    fn work(&self, thread: usize) {
         // SAFETY: the caller of `run` wrote it before it opened the gate; a worker joined through the gate.
         let Some(region) = (unsafe { *self.region.get() }) else { return };
         // SAFETY: the closure outlives `Pool::run`, which returns only after everyone who joined has left.
         let task = unsafe { &*region.task };
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let chunk = self.next.0.fetch_add(1, Ordering::Relaxed);
-                if chunk >= region.chunks {
-                    return;
+            let threads = self.next.len();
+            for owner in (thread..threads).chain(0..thread) {
+                let end = self.share(owner, region.chunks).end;
+                loop {
+                    let chunk = self.next[owner].0.fetch_add(1, Ordering::Relaxed);
+                    if chunk >= end {
+                        break;
+                    }
+                    let start = chunk * region.grain;
+                    task(start..region.items.min(start.saturating_add(region.grain)));
                 }
-                let start = chunk * region.grain;
-                task(start..region.items.min(start.saturating_add(region.grain)));
             }
         }));
         if let Err(payload) = outcome {
             // Nobody starts another chunk of a region that has failed.
-            self.next.0.store(region.chunks, Ordering::Relaxed);
+            for next in &self.next {
+                next.0.store(region.chunks, Ordering::Relaxed);
+            }
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
         }
     }
