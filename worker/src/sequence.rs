@@ -7,6 +7,7 @@
 use crate::kv_blocks::BlockId;
 use crate::sampler::{self, TokenCounts};
 use crate::speculation::Drafter;
+use crate::speculation::pace::Outcome;
 use shared::ids::{Attempt, RequestId, TokenId};
 use shared::ipc::message::{FinishReason, RequestLimits, Submit};
 use shared::sampling::SamplingParams;
@@ -96,9 +97,9 @@ impl Sequence {
         self.drafter.propose(&self.tokens, most.min(room))
     }
 
-    /// Of `drafted` tokens guessed, the first `accepted` were drawn.
-    pub(crate) fn learn(&mut self, drafted: usize, accepted: usize) {
-        self.drafter.learn(drafted, accepted);
+    /// Takes the outcome of a guess into account.
+    pub(crate) fn learn(&mut self, outcome: Outcome) {
+        self.drafter.learn(outcome);
     }
 
     /// Appends an emitted token and says whether it was the last, given the context's size.

@@ -88,7 +88,9 @@ impl<F: Forward> Engine<F> {
         let (events, ended) = self.compute(&plan)?;
         self.stats.step += 1;
         self.stats.batch_tokens = plan.rows() as u32;
-        self.budget.learn(self.stats.batch_tokens, started.elapsed());
+        let elapsed = started.elapsed();
+        self.budget.learn(self.stats.batch_tokens, elapsed);
+        self.scheduler.learn_time(plan.rows(), elapsed);
         let ended: Vec<FromWorker> = ended.into_iter().map(|ended| self.close(ended)).collect();
         self.refresh_stats();
         self.send(FromWorker::Step { events, stats: self.stats });

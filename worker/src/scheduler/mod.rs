@@ -22,9 +22,12 @@ pub use plan::{BlockCopy, Chunk, Plan};
 use crate::kv_blocks::KvBlocks;
 use crate::sequence::Sequence;
 use crate::speculation::Speculation;
+use crate::speculation::cost::RowCost;
+use crate::speculation::pace::Outcome;
 use shared::ids::{Attempt, RequestId, TokenId};
 use shared::ipc::message::{EngineStats, FinishReason, Rejection, Submit, WorkerLimits};
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 /// Whether equal prefixes share blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +99,7 @@ pub struct Scheduler {
     preemptions: u64,
     drafted: u64,
     accepted: u64,
+    row_cost: RowCost,
 }
 
 impl Scheduler {
@@ -115,6 +119,7 @@ impl Scheduler {
             preemptions: 0,
             drafted: 0,
             accepted: 0,
+            row_cost: RowCost::default(),
         }
     }
 
@@ -206,7 +211,8 @@ impl Scheduler {
         debug_assert!(sequence.tokens()[chunk.start + chunk.len..].starts_with(&chunk.drafts[..accepted]));
         sequence.computed += chunk.len + accepted;
         if !chunk.drafts.is_empty() {
-            sequence.learn(chunk.drafts.len(), accepted);
+            let (drafted, row_cost) = (chunk.drafts.len(), self.row_cost.share());
+            sequence.learn(Outcome { drafted, accepted, row_cost });
             let blocks = sequence.tokens().len().div_ceil(self.config.limits.kv_block_tokens as usize);
             let excess = sequence.table.split_off(blocks.min(sequence.table.len()));
             self.blocks.release(&excess);
@@ -223,6 +229,11 @@ impl Scheduler {
             sequence.table[index] = block;
             sequence.published += 1;
         }
+    }
+
+    /// Records how long a step of `rows` rows took to compute, which decides what guesses are worth.
+    pub fn learn_time(&mut self, rows: usize, time: Duration) {
+        self.row_cost.learn(rows, time.as_secs_f32() * 1e6);
     }
 
     /// Appends a drawn token; says why the request has ended with it, in which case [`Self::remove`] is due.

@@ -7,16 +7,17 @@
 //! proposal does not grow with the sequence, memory is bounded by it (see [`lookup`]).
 //! Deliberately absent: a draft model, and trees of guesses.
 
+pub mod cost;
 pub mod lookup;
 pub mod pace;
 
 use lookup::Lookup;
-use pace::Pace;
+use pace::{Outcome, Pace};
 use shared::ids::TokenId;
 
 /// Rows of a step up to which it may carry drafts. On Zen 4 a step of 8 rows, one tile of the batched kernels,
 /// takes 1.65 times as long as one of 1 row (1.1 B parameters, Q4_K_M): weights are read once for all. Beyond that
-/// tile a row costs as much as it is worth.
+/// tile a row costs as much as it is worth. What it costs on this machine is learned by [`cost`].
 pub const DRAFTED_STEP_ROWS_MAX: usize = 8;
 /// Most drafts of one sequence: with the row of its last token they fill a tile.
 pub const DRAFTS_MAX: usize = DRAFTED_STEP_ROWS_MAX - 1;
@@ -52,9 +53,9 @@ impl Drafter {
         drafts
     }
 
-    /// Of `drafted` tokens proposed, the first `accepted` were drawn.
-    pub fn learn(&mut self, drafted: usize, accepted: usize) {
-        self.pace.learn(drafted, accepted);
+    /// Takes the outcome of the last proposal into account.
+    pub fn learn(&mut self, outcome: Outcome) {
+        self.pace.learn(outcome);
     }
 }
 
@@ -92,7 +93,8 @@ mod tests {
         let mut lengths = Vec::new();
         for len in 20..24 {
             let drafts = drafter.propose(&vec![3; len], usize::MAX);
-            drafter.learn(drafts.len(), drafts.len());
+            let (drafted, accepted) = (drafts.len(), drafts.len());
+            drafter.learn(Outcome { drafted, accepted, row_cost: 0.1 });
             lengths.push(drafts.len());
         }
         assert_eq!(lengths, [4, DRAFTS_MAX, DRAFTS_MAX, DRAFTS_MAX]);

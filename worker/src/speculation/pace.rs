@@ -1,7 +1,6 @@
 //! How much one sequence drafts: longer where drafts are right, for a while not at all where they are wrong.
 //!
-//! A wrong draft costs a tenth of a step (see [`super::DRAFTED_STEP_ROWS_MAX`]), a right one saves a step. What holds
-//! always: a sequence whose drafts are never right drafts on a vanishing share of its steps.
+//! A draft costs a row, a right one saves a step. What holds always: a sequence whose drafts are never right drafts on a vanishing share of its steps.
 
 use super::DRAFTS_MAX;
 
@@ -11,11 +10,23 @@ const LENGTH_START: usize = 4;
 const LENGTH_MIN: usize = 2;
 /// What an earlier draft counts, for each later try: the last ten or so decide.
 const DECAY: f32 = 0.9;
-/// Share of drafts that has to be right. Break-even is 0.09 on Zen 4; the margin is for machines whose rows cost
-/// more.
-const ACCEPTED_SHARE_MIN: f32 = 0.25;
+/// How many times its cost drafting has to save: costs are uncertain, and trying has its own.
+const GAIN_MIN: f32 = 1.5;
+/// Share of drafts that has to be right, whatever rows cost: few are worth it below, and nothing can ask for more.
+const ACCEPTED_SHARE: std::ops::RangeInclusive<f32> = 0.15..=0.75;
 /// Longest pause in steps. A text that begins to repeat itself is noticed that late.
 const PAUSE_STEPS_MAX: u32 = 128;
+
+/// What became of a proposal.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    /// Tokens proposed.
+    pub drafted: usize,
+    /// Of these, the first so many were drawn.
+    pub accepted: usize,
+    /// Time of a row more, as a share of a step's; see [`super::cost::RowCost::share`].
+    pub row_cost: f32,
+}
 
 /// What is known of a sequence's drafts.
 #[derive(Debug)]
@@ -49,7 +60,9 @@ impl Pace {
     }
 
     /// Takes a try's outcome into account.
-    pub fn learn(&mut self, drafted: usize, accepted: usize) {
+    pub fn learn(&mut self, outcome: Outcome) {
+        let Outcome { drafted, accepted, row_cost } = outcome;
+        let share_min = (row_cost * GAIN_MIN).clamp(*ACCEPTED_SHARE.start(), *ACCEPTED_SHARE.end());
         self.drafted = self.drafted * DECAY + drafted as f32;
         self.accepted = self.accepted * DECAY + accepted as f32;
         let is_all_right = accepted == drafted;
@@ -57,7 +70,7 @@ impl Pace {
             true => (self.length * 2).min(DRAFTS_MAX),
             false => (accepted + 1).clamp(LENGTH_MIN, DRAFTS_MAX),
         };
-        if self.accepted >= self.drafted * ACCEPTED_SHARE_MIN {
+        if self.accepted >= self.drafted * share_min {
             self.pause_steps = 1;
         } else if !is_all_right {
             self.paused_steps = self.pause_steps;
@@ -77,7 +90,7 @@ mod tests {
             if pace.tick() {
                 let drafted = pace.length();
                 made += drafted;
-                pace.learn(drafted, right.min(drafted));
+                pace.learn(Outcome { drafted, accepted: right.min(drafted), row_cost: 0.1 });
             }
         }
         made
@@ -98,6 +111,19 @@ mod tests {
         assert_eq!(drafts(&mut pace, 100, DRAFTS_MAX), 100 * DRAFTS_MAX);
         // Half right is worth it too, with drafts cut to what was right.
         assert_eq!(drafts(&mut Pace::default(), 100, 1), LENGTH_START + 99 * LENGTH_MIN);
+    }
+
+    #[test]
+    fn what_rows_cost_decides_what_is_worth_it() {
+        let drafts = |row_cost| {
+            let mut pace = Pace::default();
+            let steps = (0..200).filter(|_| {
+                pace.tick().then(|| pace.learn(Outcome { drafted: 5, accepted: 2, row_cost })).is_some()
+            });
+            steps.count()
+        };
+        assert_eq!(drafts(0.1), 200);
+        assert!(drafts(0.4) < 20);
     }
 
     #[test]
