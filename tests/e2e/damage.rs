@@ -1,6 +1,6 @@
 //! Two hundred damaged model files: each is refused with one clear line, none panics, hangs or eats memory.
 
-use harness::{binary, repository};
+use harness::{Random, binary, repository};
 use std::process::Command;
 
 /// Address space each refusal may use; the demo file is 4 MB and a healthy `inspect` stays far below.
@@ -8,40 +8,24 @@ const MEMORY_LIMIT_KIB: u64 = 1 << 20;
 /// Damaged files.
 const FILES: u64 = 200;
 
-/// SplitMix64 (Steele, Lea and Flood 2014): the same damage on every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-}
-
 /// Damages a copy of `good`: truncation, bit flips in the header, or a hostile 64-bit count.
 fn damage(good: &[u8], seed: u64) -> Vec<u8> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
+    let mut below = |limit: usize| random.below(limit as u64) as usize;
     let mut bytes = good.to_vec();
     // Metadata and tensor table lie in the first part of the file.
     let header = 64 * 1024;
     match seed % 3 {
-        0 => bytes.truncate(random.below(good.len())),
+        0 => bytes.truncate(below(good.len())),
         1 => {
-            for _ in 0..1 + random.below(16) {
-                let at = random.below(header);
-                bytes[at] ^= 1 << random.below(8);
+            for _ in 0..1 + below(16) {
+                let at = below(header);
+                bytes[at] ^= 1 << below(8);
             }
         }
         _ => {
-            let at = random.below(header / 8) * 8;
-            let hostile = [u64::MAX, 1 << 60, 1 << 40, i64::MAX as u64, 1 << 32][random.below(5)];
+            let at = below(header / 8) * 8;
+            let hostile = [u64::MAX, 1 << 60, 1 << 40, i64::MAX as u64, 1 << 32][below(5)];
             bytes[at..at + 8].copy_from_slice(&hostile.to_le_bytes());
         }
     }

@@ -4,9 +4,11 @@
 //! ships. A [`Server`] stops its process by pid when dropped, so that no test leaves one behind.
 
 mod http;
+mod random;
 mod server;
 
 pub use http::{Stream, chat_body, get, post};
+pub use random::Random;
 pub use server::{MODEL, Server, ServerOptions};
 
 use std::path::PathBuf;
