@@ -11,7 +11,7 @@ const LENGTH_MIN: usize = 2;
 /// What an earlier draft counts, for each later try: the last ten or so decide.
 const DECAY: f32 = 0.9;
 /// How many times its cost drafting has to save: costs are uncertain, and trying has its own.
-const GAIN_MIN: f32 = 1.5;
+const GAIN_MIN: f32 = 1.25;
 /// Share of drafts that has to be right, whatever rows cost: few are worth it below, and nothing can ask for more.
 const ACCEPTED_SHARE: std::ops::RangeInclusive<f32> = 0.15..=0.75;
 /// Longest pause in steps. A text that begins to repeat itself is noticed that late.
