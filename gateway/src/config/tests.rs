@@ -1,3 +1,5 @@
+//! Flags over variables over defaults, and the errors that name them.
+
 use super::*;
 
 fn resolve(flags: &[(SettingName, &str)], variables: &[(&str, &str)]) -> Result<ServeConfig, ConfigError> {

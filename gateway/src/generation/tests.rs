@@ -1,3 +1,5 @@
+//! A request end to end over a scripted source of tokens.
+
 use super::choice::Choice;
 use super::*;
 use crate::prompt::detokenizer::IncrementalDetokenizer;

@@ -1,3 +1,5 @@
+//! What templates may ask for, and what they may not cost.
+
 use super::*;
 use serde_json::json;
 
