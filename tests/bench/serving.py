@@ -105,7 +105,8 @@ def main():
     prompts = [prefix + prompt(args.prompt_words, args.seed * 1000 + index) for index in range(args.streams)]
     report = {"streams": args.streams, "max_tokens": args.max_tokens}
     if prefix:
-        first, second = (run(url, model, [text], args)[0] for text in prompts[:2])
+        alone = [prefix + prompt(args.prompt_words, args.seed * 1000 - 1 - index) for index in range(2)]
+        first, second = (run(url, model, [text], args)[0] for text in alone)
         report["ttft_first_s"] = round(first.times[0] - first.start, 4)
         report["ttft_shared_prefix_s"] = round(second.times[0] - second.start, 4)
     results = run(url, model, prompts, args)
