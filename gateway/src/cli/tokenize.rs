@@ -101,7 +101,23 @@ fn parse<T: serde::de::DeserializeOwned>(line: &str, number: u64, expected: &str
     })
 }
 
+/// One line of JSON. Characters that some readers take for the end of a line are escaped; they can only stand inside
+/// strings, where an escape means the same.
 fn to_line(value: &impl Serialize) -> Result<String, CommandError> {
-    serde_json::to_string(value)
-        .map_err(|error| CommandError::runtime(format!("result does not encode: {error}")))
+    let text = serde_json::to_string(value)
+        .map_err(|error| CommandError::runtime(format!("result does not encode: {error}")))?;
+    Ok(text.replace('\u{85}', "\\u0085").replace('\u{2028}', "\\u2028").replace('\u{2029}', "\\u2029"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_stays_a_line_and_keeps_its_text() {
+        let text = "a\u{85}b\u{2028}c\u{2029}d\ne".to_owned();
+        let line = to_line(&Text { text: text.clone() }).unwrap();
+        assert!(!line.contains(['\u{85}', '\u{2028}', '\u{2029}', '\n']), "{line:?}");
+        assert_eq!(serde_json::from_str::<Text>(&line).unwrap().text, text);
+    }
 }
