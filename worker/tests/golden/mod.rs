@@ -210,30 +210,29 @@ impl Golden {
         agreement.check(&format!("{file} on {runner}"), tolerance);
     }
 
-    /// Follows the golden greedy path until a margin is too small to tell.
+    /// Follows the golden greedy path; every step whose margin exceeds the tolerance must choose alike.
+    /// Returns how many steps these were.
     pub(crate) fn greedy_continues_alike(
         &self,
         runner: &Runner,
         file: &str,
         greedy: &[Greedy],
         tolerance: f64,
-    ) {
+    ) -> usize {
         let mut steps = 0;
         for (prompt, greedy) in self.prompts().iter().zip(greedy) {
             let mut session = Session::new(self, runner, file);
             let mut last = session.prefill(prompt, &[usize::MAX]).pop().expect("at least one position");
             for (step, (token, margin)) in greedy.tokens.iter().zip(&greedy.margins).enumerate() {
-                // Either side may move by the tolerance.
-                if *margin <= 2.0 * tolerance {
-                    break;
+                // A near tie may go either way. The golden token is fed in any case, so later steps still count.
+                if *margin > tolerance {
+                    assert_eq!(argmax(&last), *token, "{file} on {runner}: greedy step {step}");
+                    steps += 1;
                 }
-                assert_eq!(argmax(&last), *token, "{file} on {runner}: greedy step {step}");
                 last = session.decode(*token);
-                steps += 1;
             }
         }
-        // A tolerance that swallows every margin would make this test vacuous.
-        assert!(steps > 0 || tolerance > 0.1, "{file} on {runner}: no greedy step compared");
+        steps
     }
 
     /// For each prompt, cut to `tokens_max`, the logits of every position, computed in one pass.
