@@ -9,7 +9,6 @@ pub(super) fn describe() {
     describe_gauge!("rocmforge_worker_restarts", "Times the worker's process was started again");
     describe_gauge!("rocmforge_worker_requests_in_flight", "Requests the worker holds");
     describe_gauge!("rocmforge_worker_tokens_in_flight", "Tokens these requests may still cost");
-    describe_gauge!("rocmforge_queue_requests", "Requests waiting in the gateway for a place in a worker");
     describe_gauge!("rocmforge_queue_tokens", "Tokens of the waiting requests, prompt and largest output");
     describe_gauge!("rocmforge_engine_running_sequences", "Sequences the worker computes");
     describe_gauge!("rocmforge_engine_waiting_requests", "Requests waiting inside the worker");
@@ -39,7 +38,6 @@ pub(super) fn describe() {
 
 /// Sets every gauge.
 pub(super) fn record(snapshot: &FleetSnapshot) {
-    gauge!("rocmforge_queue_requests").set(snapshot.waiting_requests as f64);
     gauge!("rocmforge_queue_tokens").set(snapshot.waiting_tokens as f64);
     for worker in &snapshot.workers {
         let label = worker.id.to_string();
