@@ -7,6 +7,7 @@ pub mod backend;
 pub mod batch;
 pub mod commands;
 pub mod engine;
+pub mod fault;
 pub mod ipc_server;
 pub mod kv_blocks;
 pub mod model;

@@ -69,6 +69,11 @@ impl Sequence {
         &self.tokens
     }
 
+    /// The tokens it began with.
+    pub fn prompt(&self) -> &[TokenId] {
+        &self.tokens[..self.prompt_len]
+    }
+
     /// Tokens emitted over all attempts: the index of the next one.
     pub fn emitted_len(&self) -> usize {
         self.tokens.len() - self.prompt_len

@@ -184,6 +184,12 @@ pub const OTHER_VARIABLES: &[[&str; 4]] = &[
     ],
     ["ROCMFORGE_MODELS", "", "/models", "folder whose files the command models lists"],
     ["ROCMFORGE_CPU_ISA", "", "avx2", "forces a CPU code path in workers: portable, avx2 or avx512"],
+    [
+        "ROCMFORGE_FAULT",
+        "",
+        "die=segv@p=0.001;slow=5",
+        "faults that workers make happen to themselves, for tests",
+    ],
 ];
 
 /// All settings, in the order of the help.

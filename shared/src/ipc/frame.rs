@@ -14,6 +14,9 @@ const BUFFER_KEPT_BYTES: usize = 256 * 1024;
 /// What a reader allocates before it has seen the bytes a frame announces.
 const READ_CHUNK_BYTES: usize = 64 * 1024;
 
+/// Payload of a frame that is no message: the format reserves 255 where it has the variant's number.
+const DAMAGED: [u8; 8] = [0xFF; 8];
+
 /// A frame that cannot be sent, read or understood. All of them end the connection.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
@@ -153,6 +156,12 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// Encodes `message` into the buffer. Nothing is sent yet.
     pub fn queue<M: bincode::Encode>(&mut self, message: &M) -> Result<(), FrameError> {
         encode_frame(message, &mut self.buffer)
+    }
+
+    /// Puts a frame into the buffer that is no message, for tests of what the peer does about it.
+    pub fn queue_damaged(&mut self) {
+        self.buffer.extend_from_slice(&(DAMAGED.len() as u32).to_le_bytes());
+        self.buffer.extend_from_slice(&DAMAGED);
     }
 
     /// Bytes queued and not yet sent.

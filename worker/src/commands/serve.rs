@@ -3,6 +3,7 @@
 use super::{CommandError, Device, DeviceArgs, context_tokens, total_memory_bytes};
 use crate::backend::BLOCK_TOKENS;
 use crate::engine::{Engine, resident_bytes};
+use crate::fault;
 use crate::ipc_server::{self, LoadFailure, Loader};
 use crate::model;
 use crate::scheduler::{PrefixCache, SchedulerConfig};
@@ -71,6 +72,8 @@ pub struct ServeArgs {
 
 /// Runs the command until the gateway says shutdown or a signal ends the process.
 pub fn run(args: &ServeArgs) -> Result<(), CommandError> {
+    fault::install(|name| std::env::var(name).ok())
+        .map_err(|error| CommandError::Configuration(error.to_string()))?;
     if let Some(parent) = args.parent_pid {
         end_with_parent(parent)?;
     }
@@ -107,6 +110,9 @@ fn load_and_run(args: &ServeArgs, loader: Loader) {
 type Loaded = (shared::ipc::message::ModelInfo, Engine<super::AnyModel>);
 
 fn load(args: &ServeArgs, loader: &Loader) -> Result<Loaded, CommandError> {
+    if let Some(faults) = fault::active() {
+        faults.at_load().map_err(|error| CommandError::Runtime(error.to_string()))?;
+    }
     let wrong = CommandError::model(&args.model);
     let opened = model::open(&args.model).map_err(&wrong)?;
     let context = context_tokens(args.ctx_size, &opened);

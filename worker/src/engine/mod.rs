@@ -17,6 +17,7 @@ mod timeline;
 pub use memory::resident_bytes;
 
 use crate::batch::{Batch, Forward};
+use crate::fault::{self, Faults};
 use crate::sampler::Sampler;
 use crate::scheduler::{Admission, Rank, Scheduler, SchedulerConfig};
 use memory::MemoryGauge;
@@ -103,6 +104,8 @@ pub struct Engine<F> {
     stats: EngineStats,
     memory: MemoryGauge,
     budget: StepBudget,
+    /// What goes wrong on purpose; `None` outside tests.
+    faults: Option<&'static Faults>,
 }
 
 impl<F: Forward> Engine<F> {
@@ -122,6 +125,7 @@ impl<F: Forward> Engine<F> {
             stats: EngineStats::default(),
             memory: MemoryGauge::new(memory_used_bytes),
             budget,
+            faults: fault::active(),
         }
     }
 

@@ -2,8 +2,10 @@
 
 use super::{Engine, EngineError};
 use crate::batch::Forward;
+use crate::fault::BlockSupply;
 use crate::sampler::{Choice, SampleError, Sampled, Sampler};
 use crate::scheduler::{Chunk, Plan, Rank, Scheduler};
+use crate::sequence::Sequence;
 use shared::ids::{Attempt, RequestId, TokenId};
 use shared::ipc::FromWorker;
 use shared::ipc::message::{FinishReason, Rejection, TokenEvent};
@@ -15,6 +17,13 @@ struct Ended {
     id: RequestId,
     attempt: Attempt,
     outcome: Result<FinishReason, SampleError>,
+}
+
+/// What injected faults have left of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Injected {
+    Computable,
+    NothingToCompute,
 }
 
 /// Turns a step's logits into tokens.
@@ -74,6 +83,9 @@ impl<F: Forward> Engine<F> {
     /// Computes one plan and reports it.
     pub(super) fn step(&mut self) -> Result<(), EngineError> {
         let plan = self.scheduler.plan(self.budget.tokens());
+        if self.faults.is_some() && self.inject_faults(&plan) == Injected::NothingToCompute {
+            return Ok(());
+        }
         let started = Instant::now();
         for chunk in &plan.chunks {
             if let Some(timeline) = self.timelines.get_mut(&chunk.rank) {
@@ -96,6 +108,21 @@ impl<F: Forward> Engine<F> {
         self.send(FromWorker::Step { events, stats: self.stats });
         ended.into_iter().for_each(|message| self.send(message));
         Ok(())
+    }
+
+    /// Lets the faults strike that are due; they may not return. See [`crate::fault`].
+    #[cold]
+    fn inject_faults(&mut self, plan: &Plan) -> Injected {
+        let Some(faults) = self.faults else { return Injected::Computable };
+        // Without blocks a plan may be empty. The next one has them.
+        if plan.chunks.is_empty() {
+            self.scheduler.supply_blocks(BlockSupply::Real);
+            return Injected::NothingToCompute;
+        }
+        let sequences = plan.chunks.iter().filter_map(|chunk| self.scheduler.sequence(chunk.rank));
+        let supply = faults.at_step(self.stats.step + 1, sequences.map(Sequence::prompt));
+        self.scheduler.supply_blocks(supply);
+        Injected::Computable
     }
 
     fn fill_batch(&mut self, plan: &Plan) {

@@ -6,6 +6,7 @@
 
 use super::loader::{Loaded, ModelState};
 use crate::engine::{Event, MESSAGES_MAX};
+use crate::fault::{self, Faults};
 use shared::ipc::message::{EngineStats, Rejection, Submit};
 use shared::ipc::transport::{Connection, Receiver, Sender};
 use shared::ipc::{FrameError, FromWorker, ToWorker};
@@ -110,6 +111,9 @@ async fn read_frames(mut receiver: Receiver, inbound: mpsc::Sender<ToWorker>) {
 
 async fn write_frames(mut sender: Sender, mut outbound: mpsc::Receiver<FromWorker>) {
     while let Some(message) = outbound.recv().await {
+        if fault::active().is_some_and(Faults::take_corruption) {
+            sender.queue_damaged();
+        }
         let mut queued = sender.queue(&message);
         // Whatever else is there goes out in the same write; the channel's size bounds the buffer.
         for _ in 0..MESSAGES_MAX {

@@ -9,6 +9,7 @@
 //! evicted) or referenced; a referenced block is never evicted; the parent of a cached block is cached, since
 //! whoever references a block references all before it, and tables are released from the tail.
 
+use crate::fault::BlockSupply;
 use shared::ids::TokenId;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -47,6 +48,7 @@ pub struct KvBlocks {
     roots: Children,
     /// Counts releases: the time that orders `idle`.
     releases: u64,
+    supply: BlockSupply,
 }
 
 impl KvBlocks {
@@ -59,7 +61,13 @@ impl KvBlocks {
             idle: BTreeMap::new(),
             roots: Children::new(),
             releases: 0,
+            supply: BlockSupply::Real,
         }
+    }
+
+    /// From now on blocks are allocated, or none is, as if every one were referenced.
+    pub(crate) fn supply(&mut self, supply: BlockSupply) {
+        self.supply = supply;
     }
 
     /// Blocks in all.
@@ -105,6 +113,9 @@ impl KvBlocks {
 
     /// A block of unknown content, referenced once; evicts the least recently used cached one if need be.
     pub fn allocate(&mut self) -> Option<BlockId> {
+        if self.supply == BlockSupply::Refused {
+            return None;
+        }
         let block = match self.free.pop() {
             Some(block) => block,
             None => {

@@ -19,6 +19,7 @@ mod plan;
 pub use admission::STOP_TOKENS_MAX;
 pub use plan::{BlockCopy, Chunk, Plan};
 
+use crate::fault::BlockSupply;
 use crate::kv_blocks::KvBlocks;
 use crate::sequence::Sequence;
 use crate::speculation::Speculation;
@@ -229,6 +230,11 @@ impl Scheduler {
             sequence.table[index] = block;
             sequence.published += 1;
         }
+    }
+
+    /// Says whether the next plan finds blocks; for injected faults.
+    pub fn supply_blocks(&mut self, supply: BlockSupply) {
+        self.blocks.supply(supply);
     }
 
     /// Records how long a step of `rows` rows took to compute, which decides what guesses are worth.
