@@ -90,7 +90,7 @@ fn multiply_add_peak(cpu: &Cpu) -> f64 {
     let lanes = match cpu.isa() {
         Isa::Portable => return f64::NAN,
         Isa::Avx2 => 12 * 8,
-        Isa::Avx512 => 16 * 16,
+        Isa::Avx512 | Isa::Amx => 16 * 16,
     };
     let seconds = best_s(|| {
         cpu.for_each_chunk(cpu.threads() * 8, 1, &|_| match cpu.isa() {
@@ -98,7 +98,7 @@ fn multiply_add_peak(cpu: &Cpu) -> f64 {
             // SAFETY: `Cpu` holds instruction sets that are present only.
             Isa::Avx2 => unsafe { peak::avx2(ROUNDS) },
             // SAFETY: as above.
-            Isa::Avx512 => unsafe { peak::avx512(ROUNDS) },
+            Isa::Avx512 | Isa::Amx => unsafe { peak::avx512(ROUNDS) },
         });
     });
     (cpu.threads() * 8 * ROUNDS * lanes) as f64 / seconds

@@ -11,7 +11,7 @@ mod classic;
 mod k_quants;
 
 pub use classic::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
-pub(crate) use classic::{Q4_0_OFFSET, Q5_0_OFFSET};
+pub(crate) use classic::{Q4_0_OFFSET, Q5_0_OFFSET, Q8_0_OFFSET};
 pub(crate) use k_quants::sub_scale_and_min;
 pub use k_quants::{BlockQ4K, BlockQ5K, BlockQ6K};
 

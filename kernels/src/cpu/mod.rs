@@ -1,6 +1,8 @@
 //! The CPU kernels: one safe function per operation, run-time dispatch over instruction sets.
 
 mod activation;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod buffer;
 mod context;

@@ -108,9 +108,9 @@ impl Cpu {
             Isa::Avx2 => unsafe { avx2::launch(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Cpu::new` checked that the processor has all that `Isa::Avx512` needs.
-            Isa::Avx512 => unsafe { avx512::launch(kernel) },
+            Isa::Avx512 | Isa::Amx => unsafe { avx512::launch(kernel) },
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => kernel.run(Portable),
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => kernel.run(Portable),
         }
     }
 }

@@ -162,21 +162,9 @@ impl QuantizedRows {
     }
 }
 
-/// The tiles that `rows` token rows are cut into: (first row, width), widths of 8 and then at most one each of
-/// 4, 2 and 1.
+/// The tiles that `rows` token rows are cut into: (first row, width), all of the full width but the last.
 pub(crate) fn tiles(rows: usize) -> impl Iterator<Item = (usize, usize)> {
-    let mut start = 0;
-    std::iter::from_fn(move || {
-        let width = tile_width(rows - start);
-        let tile = (start, width);
-        start += width;
-        (width > 0).then_some(tile)
-    })
-}
-
-/// The widest tile that fits `left` rows, 0 if none are left.
-fn tile_width(left: usize) -> usize {
-    if left == 0 { 0 } else { (1 << left.ilog2()).min(TILE_TOKENS) }
+    (0..rows).step_by(TILE_TOKENS).map(move |start| (start, TILE_TOKENS.min(rows - start)))
 }
 
 /// Quantizes token rows. Shapes: `x` [rows, cols] f32, row-major.
@@ -217,8 +205,10 @@ fn quantize_into<B: ActivationBlock>(
         return Err(KernelError::Multiple { what: "activation columns", value: cols, multiple: B::LEN });
     }
     let blocks = cols / B::LEN;
-    if buffer.len() < rows * blocks {
-        *buffer = AlignedBuffer::zeroed(rows * blocks, "activations")?;
+    // A tile behind the last row's blocks can be read: AMX loads whole tiles whatever their width.
+    let held = (rows * blocks).saturating_add(TILE_TOKENS);
+    if buffer.len() < held {
+        *buffer = AlignedBuffer::zeroed(held, "activations")?;
     }
     if rows * blocks == 0 {
         return Ok(());
@@ -228,9 +218,8 @@ fn quantize_into<B: ActivationBlock>(
     let grain = 8192_usize.div_ceil(cols);
     cpu.for_each_chunk(rows, grain, &|range| {
         for row in range {
-            let start = row - row % TILE_TOKENS;
-            // Widths shrink towards the end, so the tile of a row is found by walking the last few.
-            let (tile, width) = tile_of_row(start, rows, row);
+            let tile = row - row % TILE_TOKENS;
+            let width = TILE_TOKENS.min(rows - tile);
             let values = &x[row * cols..][..cols];
             let place = |block: usize| tile * blocks + block * width + (row - tile);
             quantize_row(cpu.isa(), values, |block, quantized: B| {
@@ -244,18 +233,6 @@ fn quantize_into<B: ActivationBlock>(
     Ok(())
 }
 
-/// The tile (first row, width) that `row` lies in; `start` is the multiple of the full width at or below it.
-fn tile_of_row(start: usize, rows: usize, row: usize) -> (usize, usize) {
-    let mut tile = start;
-    loop {
-        let width = tile_width(rows - tile);
-        if row < tile + width {
-            return (tile, width);
-        }
-        tile += width;
-    }
-}
-
 #[inline(always)]
 fn quantize_row_with<B: ActivationBlock>(values: &[f32], mut put: impl FnMut(usize, B)) {
     for (block, values) in values.chunks_exact(B::LEN).enumerate() {
@@ -267,7 +244,7 @@ fn quantize_row<B: ActivationBlock>(isa: Isa, values: &[f32], put: impl FnMut(us
     match isa {
         // SAFETY: an `Isa` inside a `Cpu` is present on this processor.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { quantize_row_avx512(values, put) },
+        Isa::Avx512 | Isa::Amx => unsafe { quantize_row_avx512(values, put) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { quantize_row_avx2(values, put) },

@@ -9,7 +9,7 @@ pub(crate) mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub(crate) mod avx512;
 pub(crate) mod lanes;
 mod portable;
 pub(crate) mod tile;
@@ -18,7 +18,10 @@ pub use activations::{ActivationFormat, QuantizedRows, quantize_rows};
 
 use crate::KernelError;
 use crate::blocks::BlockType;
-use crate::cpu::matrix::formats::Format;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::amx::{self, TileFormat};
+#[cfg(not(target_arch = "x86_64"))]
+use crate::cpu::matrix::formats::Format as TileFormat;
 use crate::cpu::matrix::layout::GROUP_ROWS;
 use crate::cpu::matrix::with_format;
 use crate::cpu::{Cpu, DisjointMut, Matrix};
@@ -28,7 +31,7 @@ use tile::TILE_TOKENS;
 
 /// Token rows a thread multiplies with one group of weight rows before it goes to the next group: few enough to
 /// stay in a second-level cache, many enough that reading the weights again per panel costs little.
-const PANEL_TOKENS: usize = 64;
+pub(crate) const PANEL_TOKENS: usize = 64;
 
 /// Groups of weight rows a thread takes at a time, at most: a few microseconds of streaming.
 const GROUPS_PER_CHUNK: usize = 4;
@@ -152,7 +155,7 @@ impl<'a> Job<'a> {
         let tokens = panel * PANEL_TOKENS..x.rows.min((panel + 1) * PANEL_TOKENS);
         with_format!(
             self.weight.block_type(),
-            F => groups.for_each(|group| self.multiply_quantized::<F>(cpu, x, tokens.clone(), group)),
+            F => self.multiply_quantized::<F>(cpu, x, tokens, groups),
             _float => self.multiply_float(cpu, x, tokens, groups)
         );
     }
@@ -170,23 +173,35 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn multiply_quantized<F: Format>(
+    fn multiply_quantized<F: TileFormat>(
         &self,
         cpu: &Cpu,
         x: &Activations<'_>,
         tokens: Range<usize>,
-        group: usize,
+        groups: Range<usize>,
     ) {
         let blocks = self.weight.cols() / F::Activation::LEN;
         let held = [x.per32, x.per256].into_iter().flatten().find_map(F::Activation::of);
-        let (Some(x), Some(weights)) = (held, self.weight.group::<F>(group)) else { return };
+        let Some(x) = held.map(|x| &x[tokens.start * blocks..]) else { return };
+        #[cfg(target_arch = "x86_64")]
+        if amx::pays(cpu.isa(), tokens.len()) {
+            let first = groups.start;
+            let groups: Vec<_> = groups.filter_map(|group| self.weight.group::<F>(group)).collect();
+            let panel = amx::Panel { x, tokens: tokens.len() };
+            let put = |token, group, products: &_| self.write(tokens.start + token, first + group, products);
+            // SAFETY: an `Isa` inside a `Cpu` is present on this processor.
+            unsafe { amx::multiply::<F>(&groups, &panel, put) };
+            return;
+        }
         let mut products = tile::TileOut::default();
-        for (start, width) in tiles(tokens.len()) {
-            let first = tokens.start + start;
-            let products = &mut products[..width];
-            tile::multiply::<F>(cpu.isa(), &weights, &x[first * blocks..][..width * blocks], products);
-            for (t, products) in products.iter().enumerate() {
-                self.write(first + t, group, products);
+        for group in groups {
+            let Some(weights) = self.weight.group::<F>(group) else { return };
+            for (start, width) in tiles(tokens.len()) {
+                let products = &mut products[..width];
+                tile::multiply::<F>(cpu.isa(), &weights, &x[start * blocks..][..width * blocks], products);
+                for (t, products) in products.iter().enumerate() {
+                    self.write(tokens.start + start + t, group, products);
+                }
             }
         }
     }

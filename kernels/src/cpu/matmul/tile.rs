@@ -20,8 +20,8 @@ use crate::cpu::Isa;
 use crate::cpu::matrix::formats::Format;
 use crate::cpu::matrix::layout::{Codes, GROUP_ROWS, ScaleHead, ScaleMinHead, SubMinHead, SubScaleHead};
 
-/// Token rows in the widest tile.
-pub(crate) const TILE_TOKENS: usize = 8;
+/// Token rows in the widest tile: the rows of an AMX tile.
+pub(crate) const TILE_TOKENS: usize = 16;
 
 /// The outputs of a tile, one array of 16 weight rows per token row.
 pub(crate) type TileOut = [[f32; GROUP_ROWS]; TILE_TOKENS];
@@ -44,7 +44,7 @@ pub(crate) fn multiply<F: Format>(
     match isa {
         // SAFETY: the caller passes an instruction set that is present.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { multiply_avx512(group, x, out) },
+        Isa::Avx512 | Isa::Amx => unsafe { multiply_avx512(group, x, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { multiply_avx2(group, x, out) },
@@ -66,7 +66,7 @@ fn multiply_avx2<F: Format>(group: &Group<'_, F>, x: &[F::Activation], out: &mut
     multiply_with(unsafe { Avx2::assume() }, group, x, out);
 }
 
-/// Walks a tile in strips of as many token rows as the registers hold.
+/// Walks a tile in strips of as many token rows as the registers hold, narrower ones at its end.
 #[inline(always)]
 fn multiply_with<L: Lanes, F: Format>(
     lanes: L,
@@ -75,33 +75,35 @@ fn multiply_with<L: Lanes, F: Format>(
     out: &mut [[f32; 16]],
 ) {
     let width = out.len();
-    let strip = L::TOKENS.min(width);
-    for first in (0..width).step_by(strip.max(1)) {
+    let mut first = 0;
+    while first < width {
         let (x, out) = (&x[first..], &mut out[first..]);
-        match strip {
-            8 if L::TOKENS >= 8 => multiply_strip::<L, F, 8>(lanes, group, (x, width), out),
-            4 if L::TOKENS >= 4 => multiply_strip::<L, F, 4>(lanes, group, (x, width), out),
-            2 if L::TOKENS >= 2 => multiply_strip::<L, F, 2>(lanes, group, (x, width), out),
+        first += match width - first {
+            8.. if L::TOKENS >= 8 => multiply_strip::<L, F, 8>(lanes, group, (x, width), out),
+            4.. if L::TOKENS >= 4 => multiply_strip::<L, F, 4>(lanes, group, (x, width), out),
+            2.. if L::TOKENS >= 2 => multiply_strip::<L, F, 2>(lanes, group, (x, width), out),
             _ => multiply_strip::<L, F, 1>(lanes, group, (x, width), out),
-        }
+        };
     }
 }
 
+/// Multiplies `T` token rows, the first of each `stride` blocks, and returns `T`.
 #[inline(always)]
 fn multiply_strip<L: Lanes, F: Format, const T: usize>(
     lanes: L,
     group: &Group<'_, F>,
     (x, stride): (&[F::Activation], usize),
     out: &mut [[f32; 16]],
-) {
+) -> usize {
     let mut acc = [lanes.splat(0.0); T];
     for ((codes, head), x) in group.codes.iter().zip(group.heads).zip(x.chunks(stride)) {
-        let Some(x) = x.first_chunk::<T>() else { return };
+        let Some(x) = x.first_chunk::<T>() else { break };
         F::accumulate(lanes, codes, head, x, &mut acc);
     }
     for (acc, out) in acc.iter().zip(out) {
         lanes.store(*acc, out);
     }
+    T
 }
 
 /// Runs the body for each quad of a step, with the quad as a constant; what the layout does with it folds away.
@@ -134,10 +136,7 @@ pub(crate) fn accumulate_scaled<L: Lanes, C: Codes, const OFFSET: i32, const T: 
         dot[t] = lanes.splat_i32(x[t].negative_sum * OFFSET);
     }
     dot_step(lanes, codes, x, &mut dot);
-    let scale = lanes.halves(&head.scale);
-    for t in 0..T {
-        acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(dot[t]), acc[t]);
-    }
+    add_scaled(lanes, head, x, &dot, acc);
 }
 
 /// One scale per 32 and codes around 128, which not every instruction set multiplies as they are.
@@ -160,10 +159,7 @@ pub(crate) fn accumulate_scaled_around_128<L: Lanes, C: Codes, const T: usize>(
             dot[t] = lanes.dot4_around_128(dot[t], quad, x[t].codes[J]);
         }
     });
-    let scale = lanes.halves(&head.scale);
-    for t in 0..T {
-        acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(dot[t]), acc[t]);
-    }
+    add_scaled(lanes, head, x, &dot, acc);
 }
 
 /// A scale and a minimum per 32.
@@ -177,11 +173,7 @@ pub(crate) fn accumulate_with_min<L: Lanes, C: Codes, const T: usize>(
 ) {
     let mut dot = [lanes.splat_i32(0); T];
     dot_step(lanes, codes, x, &mut dot);
-    let (scale, min) = (lanes.halves(&head.scale), lanes.halves(&head.min));
-    for t in 0..T {
-        acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(dot[t]), acc[t]);
-        acc[t] = lanes.fma(min, lanes.splat(x[t].scaled_sum), acc[t]);
-    }
+    add_with_min(lanes, head, x, &dot, acc);
 }
 
 #[inline(always)]
@@ -224,20 +216,7 @@ pub(crate) fn accumulate_sub_min<L: Lanes, C: Codes, const T: usize>(
             sum[t] = lanes.multiply_add(dot[t], sub_scale, sum[t]);
         }
     }
-    let scale = lanes.halves(&head.scale);
-    for t in 0..T {
-        acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(sum[t]), acc[t]);
-    }
-    let mut sum = [lanes.splat_i32(0); T];
-    for (p, sub_mins) in head.sub_mins.iter().enumerate() {
-        for t in 0..T {
-            sum[t] = lanes.dot2(sum[t], sub_mins, x[t].sums[p]);
-        }
-    }
-    let min = lanes.halves(&head.min);
-    for t in 0..T {
-        acc[t] = lanes.negated_fma(lanes.mul(min, lanes.splat(x[t].scale)), lanes.to_f32(sum[t]), acc[t]);
-    }
+    add_sub_min(lanes, head, x, &sum, acc);
 }
 
 /// Integer scales per 16 under one scale per 256, codes around 32.
@@ -278,6 +257,74 @@ pub(crate) fn accumulate_sub_scale<L: Lanes, C: Codes, const T: usize>(
             sum[t] = lanes.multiply_add(dot[t], sub_scale, sum[t]);
         }
     }
+    add_sub_scale(lanes, head, x, &sum, acc);
+}
+
+/// Adds the exact sums `dot` of one step under its scale, offsets included.
+#[inline(always)]
+pub(crate) fn add_scaled<L: Lanes, const T: usize>(
+    lanes: L,
+    head: &ScaleHead,
+    x: &[Block32; T],
+    dot: &[L::I32; T],
+    acc: &mut [L::F32; T],
+) {
+    let scale = lanes.halves(&head.scale);
+    for t in 0..T {
+        acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(dot[t]), acc[t]);
+    }
+}
+
+/// Adds the exact sums `dot` of one step under its scale, and the minimum.
+#[inline(always)]
+pub(crate) fn add_with_min<L: Lanes, const T: usize>(
+    lanes: L,
+    head: &ScaleMinHead,
+    x: &[Block32; T],
+    dot: &[L::I32; T],
+    acc: &mut [L::F32; T],
+) {
+    let (scale, min) = (lanes.halves(&head.scale), lanes.halves(&head.min));
+    for t in 0..T {
+        acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(dot[t]), acc[t]);
+        acc[t] = lanes.fma(min, lanes.splat(x[t].scaled_sum), acc[t]);
+    }
+}
+
+/// Adds the exact sums of one superblock, sub-scales included, under its scale, and takes the minimums off.
+#[inline(always)]
+pub(crate) fn add_sub_min<L: Lanes, const T: usize>(
+    lanes: L,
+    head: &SubMinHead,
+    x: &[Block256; T],
+    sum: &[L::I32; T],
+    acc: &mut [L::F32; T],
+) {
+    let scale = lanes.halves(&head.scale);
+    for t in 0..T {
+        acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(sum[t]), acc[t]);
+    }
+    let mut mins = [lanes.splat_i32(0); T];
+    for (p, sub_mins) in head.sub_mins.iter().enumerate() {
+        for t in 0..T {
+            mins[t] = lanes.dot2(mins[t], sub_mins, x[t].sums[p]);
+        }
+    }
+    let min = lanes.halves(&head.min);
+    for t in 0..T {
+        acc[t] = lanes.negated_fma(lanes.mul(min, lanes.splat(x[t].scale)), lanes.to_f32(mins[t]), acc[t]);
+    }
+}
+
+/// Adds the exact sums of one superblock, sub-scales and offsets included, under its scale.
+#[inline(always)]
+pub(crate) fn add_sub_scale<L: Lanes, const T: usize>(
+    lanes: L,
+    head: &SubScaleHead,
+    x: &[Block256; T],
+    sum: &[L::I32; T],
+    acc: &mut [L::F32; T],
+) {
     let scale = lanes.halves(&head.scale);
     for t in 0..T {
         acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(sum[t]), acc[t]);

@@ -217,8 +217,8 @@ fn pack_group_with<F: Format>(raw: &[F::Raw], codes: &mut [F::Codes], heads: &mu
 fn pack_group<F: Format>(isa: Isa, raw: &[F::Raw], codes: &mut [F::Codes], heads: &mut [F::Head]) {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: an `Isa` inside a `Cpu` is present on this processor, and both of these have AVX2.
-        Isa::Avx2 | Isa::Avx512 => unsafe { pack_group_avx2::<F>(raw, codes, heads) },
+        // SAFETY: an `Isa` inside a `Cpu` is present on this processor, and all of these have AVX2.
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => unsafe { pack_group_avx2::<F>(raw, codes, heads) },
         _ => pack_group_with::<F>(raw, codes, heads),
     }
 }
