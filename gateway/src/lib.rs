@@ -13,6 +13,7 @@ mod ledger;
 pub mod metrics;
 pub mod openai;
 pub mod prompt;
+pub mod rate_limit;
 mod routing;
 pub mod secret;
 pub mod server;

@@ -20,6 +20,8 @@ const ACTIVE_REQUESTS: &str = "rocmforge_active_requests";
 const QUEUE_LENGTH: &str = "rocmforge_queue_length";
 const RUNNING_SEQUENCES: &str = "rocmforge_running_sequences";
 const KV_UTILISATION: &str = "rocmforge_kv_cache_utilisation_ratio";
+const REJECTED: &str = "rocmforge_requests_rejected_total";
+const RATE_LIMITED: &str = "rocmforge_requests_rate_limited_total";
 const BUILD_INFO: &str = "rocmforge_build_info";
 
 /// From a cached one-token answer to the default request timeout.
@@ -57,6 +59,8 @@ fn describe() {
     describe_gauge!(QUEUE_LENGTH, "Sequences waiting in the gateway for a worker");
     describe_gauge!(RUNNING_SEQUENCES, "Sequences the workers compute now");
     describe_gauge!(KV_UTILISATION, "Share of a worker's KV blocks in use, 0 to 1");
+    describe_counter!(REJECTED, "Requests and connections refused for want of room, by reason");
+    describe_counter!(RATE_LIMITED, "Requests refused since their key had used its rate, by what it counts");
     describe_gauge!(BUILD_INFO, "Always 1; the version is a label");
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge!(ACTIVE_REQUESTS).set(0.0);
@@ -80,6 +84,16 @@ pub fn render(handle: &PrometheusHandle, fleet: &FleetSnapshot) -> String {
 /// An HTTP request was answered. `route` is a pattern of the router.
 pub fn http_request(route: &str, status: u16) {
     counter!(REQUESTS, "route" => route.to_owned(), "status" => status.to_string()).increment(1);
+}
+
+/// A request or connection was refused for want of room. `reason` is one of a few words.
+pub(crate) fn rejected(reason: &'static str) {
+    counter!(REJECTED, "reason" => reason).increment(1);
+}
+
+/// A request was refused since its key had used its rate.
+pub(crate) fn rate_limited(counted: &'static str) {
+    counter!(RATE_LIMITED, "limit" => counted).increment(1);
 }
 
 pub(crate) fn prompt_tokens(tokens: u64) {

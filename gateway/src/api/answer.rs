@@ -1,17 +1,18 @@
 //! Errors and bodies on their way between axum and the wire types.
 
-use super::BODY_TIMEOUT;
+use super::body::BODY_MEMORY;
 use crate::fleet::{RequestError, SubmitError};
 use crate::openai::{ApiError, ErrorKind};
 use crate::prompt::model::PromptError;
-use axum::body::{Body, Bytes};
 use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
 use shared::error::Category;
 use shared::ipc::message::Rejection;
+
+/// The wait of `retry-after`, to the millisecond.
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 /// The answer for an error: its status, its JSON body, and the headers that go with it.
 pub fn error_response(error: &ApiError) -> Response {
@@ -20,12 +21,20 @@ pub fn error_response(error: &ApiError) -> Response {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(wait) = error.retry_after {
-        headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        // Rounded up, so that nobody comes too early.
+        let whole_s = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        headers.insert(RETRY_AFTER, HeaderValue::from(whole_s.max(1)));
+        if let Ok(millis) = u64::try_from(wait.as_millis()) {
+            // OpenAI's, which its clients prefer.
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis.max(1)));
+        }
     }
     if error.kind == ErrorKind::Authentication {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    if matches!(error.kind, ErrorKind::BodyTooLarge | ErrorKind::BodyTimeout) {
+    if matches!(error.kind, ErrorKind::BodyTooLarge | ErrorKind::BodyTimeout)
+        || error.code == Some(BODY_MEMORY)
+    {
         // The rest of the body is not read, so the connection cannot carry another request.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -45,26 +54,6 @@ pub(super) fn json(value: &impl Serialize) -> Response {
         Err(error) => {
             tracing::error!(%error, "answer does not serialize");
             error_response(&ApiError::new(ErrorKind::Internal, "the answer could not be written as JSON"))
-        }
-    }
-}
-
-/// The whole body, within a limit of bytes and of time.
-pub async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, bytes_max).collect()).await;
-    match collected {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let message = format!("the request body is longer than {bytes_max} bytes");
-            Err(ApiError::new(ErrorKind::BodyTooLarge, message).code("body_too_large"))
-        }
-        Ok(Err(error)) => {
-            let message = format!("the request body could not be read: {error}");
-            Err(ApiError::new(ErrorKind::InvalidRequest, message))
-        }
-        Err(_) => {
-            let message = format!("the request body did not arrive within {} s", BODY_TIMEOUT.as_secs());
-            Err(ApiError::new(ErrorKind::BodyTimeout, message))
         }
     }
 }

@@ -1,7 +1,9 @@
 //! `POST /v1/chat/completions`.
 
-use super::answer::{json, read_body};
-use super::stream::{self, Chunks, finite};
+use super::answer::json;
+use super::client::Caller;
+use super::preparation::Task;
+use super::stream::{self, Chunks, Events, PlainChunk, SAMPLE_INDEX, SAMPLE_TEXT, finite};
 use super::{ApiState, unix_s};
 use crate::generation::{ChoiceEnd, Generation, Piece, ScoredToken};
 use crate::openai::{
@@ -15,16 +17,21 @@ use futures_util::StreamExt;
 use std::sync::Arc;
 
 /// Answers a conversation.
-pub async fn chat_completions(State(state): State<Arc<ApiState>>, body: Body) -> Result<Response, ApiError> {
-    let body = read_body(body, state.body_bytes_max()).await?;
-    let request = ChatRequest::parse(&body)?;
-    drop(body);
+pub async fn chat_completions(
+    State(state): State<Arc<ApiState>>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let body = state.read(body).await?;
+    let request = state.parse(&body, ChatRequest::parse).await?;
     state.check_model(&request.model)?;
     ApiState::log_unknown(&request.unknown_fields);
     let ChatRequest { model, messages, template_variables, max_tokens, generation: fields, .. } = request;
     let prompt =
         state.prepare("messages", move |model| model.chat_prompt(&messages, &template_variables)).await?;
-    let generation = state.start(vec![prompt], max_tokens, &fields, "messages")?;
+    drop(body);
+    let task = Task { prompts: vec![prompt], max_tokens, fields: &fields, param: "messages" };
+    let generation = state.start(task, &caller)?;
     let shape = Shape {
         id: format!("chatcmpl-{}", uuid::Uuid::new_v4().simple()),
         created: unix_s(),
@@ -35,7 +42,9 @@ pub async fn chat_completions(State(state): State<Arc<ApiState>>, body: Body) ->
     };
     match fields.stream {
         StreamOptions::Off => shape.whole(generation).await,
-        StreamOptions::Events | StreamOptions::EventsWithUsage => Ok(stream::respond(generation, shape)),
+        StreamOptions::Events | StreamOptions::EventsWithUsage => {
+            Ok(stream::respond(generation, Streamed::new(shape)))
+        }
     }
 }
 
@@ -84,8 +93,8 @@ impl Shape {
         }
     }
 
-    fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: Option<Usage>) -> String {
-        stream::text(&ChatChunk {
+    fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: Option<Usage>) -> ChatChunk {
+        ChatChunk {
             id: self.id.clone(),
             object: "chat.completion.chunk",
             created: self.created,
@@ -93,7 +102,12 @@ impl Shape {
             choices,
             system_fingerprint: Some(super::FINGERPRINT.to_owned()),
             usage: (self.stream == StreamOptions::EventsWithUsage).then_some(usage),
-        })
+        }
+    }
+
+    fn text_chunk(&self, index: u32, text: String, logprobs: Option<ChatLogprobs>) -> ChatChunk {
+        let delta = Delta { role: None, content: Some(text) };
+        self.chunk(vec![ChatChunkChoice { index, delta, logprobs, finish_reason: None }], None)
     }
 
     fn token(&self, token: ScoredToken) -> ChatTokenLogprob {
@@ -111,35 +125,53 @@ impl Shape {
     }
 }
 
-impl Chunks for Shape {
-    fn opening(&self) -> Vec<String> {
-        let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
-        let choice =
-            |index| ChatChunkChoice { index, delta: delta.clone(), logprobs: None, finish_reason: None };
-        (0..self.choices).map(|index| self.chunk(vec![choice(index)], None)).collect()
+/// The same as a stream.
+struct Streamed {
+    shape: Shape,
+    plain: Option<PlainChunk>,
+}
+
+impl Streamed {
+    fn new(shape: Shape) -> Self {
+        let sample = shape.text_chunk(SAMPLE_INDEX, SAMPLE_TEXT.to_owned(), None);
+        Self { plain: PlainChunk::of(&sample), shape }
+    }
+}
+
+impl Chunks for Streamed {
+    fn opening(&self, events: &mut Events) {
+        for index in 0..self.shape.choices {
+            let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+            let choice = ChatChunkChoice { index, delta, logprobs: None, finish_reason: None };
+            events.chunk(&self.shape.chunk(vec![choice], None));
+        }
     }
 
-    fn piece(&self, piece: Piece) -> Vec<String> {
-        let mut texts = Vec::with_capacity(2);
-        let index = piece.choice;
-        if !piece.text.is_empty() || !piece.tokens.is_empty() {
-            let tokens = piece.tokens.into_iter().map(|token| self.token(token)).collect();
-            let logprobs = self.logprobs.map(|_| ChatLogprobs { content: Some(tokens), refusal: None });
-            let delta = Delta { role: None, content: Some(piece.text) };
-            texts.push(
-                self.chunk(vec![ChatChunkChoice { index, delta, logprobs, finish_reason: None }], None),
-            );
+    fn piece(&self, piece: Piece, events: &mut Events) {
+        let (shape, index) = (&self.shape, piece.choice);
+        let says_something = !piece.text.is_empty() || !piece.tokens.is_empty();
+        match &self.plain {
+            Some(plain) if says_something && shape.logprobs.is_none() => {
+                plain.write(index, &piece.text, events);
+            }
+            _ if says_something => {
+                let tokens = piece.tokens.into_iter().map(|token| shape.token(token)).collect();
+                let logprobs = shape.logprobs.map(|_| ChatLogprobs { content: Some(tokens), refusal: None });
+                events.chunk(&shape.text_chunk(index, piece.text, logprobs));
+            }
+            _ => {}
         }
         if let Some(end) = piece.end {
             let finish_reason = Some(finish_reason(end));
             let choice = ChatChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason };
-            texts.push(self.chunk(vec![choice], None));
+            events.chunk(&shape.chunk(vec![choice], None));
         }
-        texts
     }
 
-    fn usage(&self, usage: Usage) -> Option<String> {
-        (self.stream == StreamOptions::EventsWithUsage).then(|| self.chunk(Vec::new(), Some(usage)))
+    fn usage(&self, usage: Usage, events: &mut Events) {
+        if self.shape.stream == StreamOptions::EventsWithUsage {
+            events.chunk(&self.shape.chunk(Vec::new(), Some(usage)));
+        }
     }
 }
 

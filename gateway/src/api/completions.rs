@@ -1,8 +1,10 @@
 //! `POST /v1/completions`.
 
-use super::answer::{json, read_body};
+use super::answer::json;
 use super::chat::finish_reason;
-use super::stream::{self, Chunks, finite};
+use super::client::Caller;
+use super::preparation::Task;
+use super::stream::{self, Chunks, Events, PlainChunk, SAMPLE_INDEX, SAMPLE_TEXT, finite};
 use super::{ApiState, unix_s};
 use crate::generation::{Generation, Piece, ScoredToken};
 use crate::openai::{
@@ -18,10 +20,13 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 /// Continues one or more prompts.
-pub async fn completions(State(state): State<Arc<ApiState>>, body: Body) -> Result<Response, ApiError> {
-    let body = read_body(body, state.body_bytes_max()).await?;
-    let request = CompletionRequest::parse(&body)?;
-    drop(body);
+pub async fn completions(
+    State(state): State<Arc<ApiState>>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let body = state.read(body).await?;
+    let request = state.parse(&body, CompletionRequest::parse).await?;
     state.check_model(&request.model)?;
     ApiState::log_unknown(&request.unknown_fields);
     let CompletionRequest { model, prompts, max_tokens, generation: fields, .. } = request;
@@ -35,7 +40,9 @@ pub async fn completions(State(state): State<Arc<ApiState>>, body: Body) -> Resu
         })
         .await?;
     let choices = prompts.len() as u32 * fields.choices;
-    let generation = state.start(prompts, Some(max_tokens), &fields, "prompt")?;
+    drop(body);
+    let task = Task { prompts, max_tokens: Some(max_tokens), fields: &fields, param: "prompt" };
+    let generation = state.start(task, &caller)?;
     let shape = Shape {
         id: format!("cmpl-{}", uuid::Uuid::new_v4().simple()),
         created: unix_s(),
@@ -46,7 +53,9 @@ pub async fn completions(State(state): State<Arc<ApiState>>, body: Body) -> Resu
     };
     match fields.stream {
         StreamOptions::Off => shape.whole(generation).await,
-        StreamOptions::Events | StreamOptions::EventsWithUsage => Ok(stream::respond(generation, shape)),
+        StreamOptions::Events | StreamOptions::EventsWithUsage => {
+            Ok(stream::respond(generation, Streamed::new(shape)))
+        }
     }
 }
 
@@ -96,30 +105,47 @@ impl Shape {
         }
     }
 
-    fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> String {
+    fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> Completion {
         let usage = (self.stream == StreamOptions::EventsWithUsage).then_some(usage);
-        stream::text(&self.answer(choices, usage))
+        self.answer(choices, usage)
     }
 }
 
-impl Chunks for Shape {
-    fn opening(&self) -> Vec<String> {
-        Vec::new()
-    }
+/// The same as a stream.
+struct Streamed {
+    shape: Shape,
+    plain: Option<PlainChunk>,
+}
 
-    fn piece(&self, piece: Piece) -> Vec<String> {
-        let logprobs = self.logprobs.filter(|_| !piece.tokens.is_empty()).map(|_| {
+impl Streamed {
+    fn new(shape: Shape) -> Self {
+        let text = SAMPLE_TEXT.to_owned();
+        let choice = CompletionChoice { index: SAMPLE_INDEX, text, logprobs: None, finish_reason: None };
+        Self { plain: PlainChunk::of(&shape.chunk(vec![choice], None)), shape }
+    }
+}
+
+impl Chunks for Streamed {
+    fn opening(&self, _events: &mut Events) {}
+
+    fn piece(&self, piece: Piece, events: &mut Events) {
+        if let (Some(plain), None, true) = (&self.plain, piece.end, piece.tokens.is_empty()) {
+            return plain.write(piece.choice, &piece.text, events);
+        }
+        let logprobs = self.shape.logprobs.filter(|_| !piece.tokens.is_empty()).map(|_| {
             let mut logprobs = CompletionLogprobs::default();
             append(&mut logprobs, piece.tokens);
             logprobs
         });
         let finish_reason = piece.end.map(finish_reason);
         let choice = CompletionChoice { index: piece.choice, text: piece.text, logprobs, finish_reason };
-        vec![self.chunk(vec![choice], None)]
+        events.chunk(&self.shape.chunk(vec![choice], None));
     }
 
-    fn usage(&self, usage: Usage) -> Option<String> {
-        (self.stream == StreamOptions::EventsWithUsage).then(|| self.chunk(Vec::new(), Some(usage)))
+    fn usage(&self, usage: Usage, events: &mut Events) {
+        if self.shape.stream == StreamOptions::EventsWithUsage {
+            events.chunk(&self.shape.chunk(Vec::new(), Some(usage)));
+        }
     }
 }
 

@@ -4,19 +4,24 @@
 //! a generation and shapes what comes back. A client that leaves drops the generation and with it the sequences.
 
 mod answer;
+mod body;
 mod chat;
+mod client;
 mod completions;
 mod models;
 mod preparation;
 mod status;
 mod stream;
 
-pub use answer::{error_response, read_body};
+pub use answer::error_response;
+pub use body::BodyLimits;
 pub use chat::chat_completions;
+pub use client::{Client, TIMEOUT_HEADER};
 pub use completions::completions;
 pub use models::{list_models, retrieve_model};
 pub use status::{health, metrics_text, ready};
 
+use self::body::BodyReader;
 use crate::generation::TokenSource;
 use crate::openai::ApiError;
 use crate::prompt::model::TextModel;
@@ -27,8 +32,6 @@ use tokio::sync::Semaphore;
 
 /// Accepted for the model besides its id, for clients that have no setting for it.
 pub const MODEL_ID_ALWAYS: &str = "default";
-/// Longest wait for a whole request body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Context assumed when neither worker, configuration nor model file says.
 const CONTEXT_TOKENS_DEFAULT: u32 = 4096;
 
@@ -41,8 +44,8 @@ pub struct ApiSettings {
     pub context_tokens: Option<u32>,
     /// From a request's submission to its last token.
     pub request_timeout: Duration,
-    /// Longest request body.
-    pub body_bytes_max: usize,
+    /// What request bodies may cost.
+    pub bodies: BodyLimits,
     /// Prompts rendered and tokenized at once.
     pub preparations: usize,
 }
@@ -54,6 +57,7 @@ pub struct ApiState {
     settings: ApiSettings,
     metrics: PrometheusHandle,
     preparation: Arc<Semaphore>,
+    bodies: BodyReader,
     started: Instant,
     created_unix_s: u64,
 }
@@ -67,20 +71,17 @@ impl ApiState {
         metrics: PrometheusHandle,
     ) -> Self {
         let preparation = Arc::new(Semaphore::new(settings.preparations.max(1)));
+        let bodies = BodyReader::new(settings.bodies);
         Self {
             source,
             model,
             settings,
             metrics,
             preparation,
+            bodies,
             started: Instant::now(),
             created_unix_s: unix_s(),
         }
-    }
-
-    /// Longest request body.
-    pub fn body_bytes_max(&self) -> usize {
-        self.settings.body_bytes_max
     }
 
     /// Refuses every model but the one served.

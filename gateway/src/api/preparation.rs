@@ -1,40 +1,77 @@
-//! From a checked request to a generation under way: prompt tokens, limits, seed, submission.
+//! From a body to a generation under way: parsing, prompt tokens, limits, seed, submission.
 
 use super::answer::prompt_error;
+use super::body::HeldBody;
+use super::client::Caller;
 use super::{ApiState, MODEL_ID_ALWAYS};
 use crate::generation::{Generation, GenerationRequest};
+use crate::metrics;
 use crate::openai::{ApiError, ErrorKind, GenerationFields};
 use crate::prompt::model::{PromptError, TextModel};
+use axum::body::Body;
 use shared::ids::TokenId;
 use std::sync::Arc;
+use std::time::Instant;
+
+/// Longest body parsed on an async thread, in well under a millisecond. The tree of a longer one may be some twenty
+/// times its size, so as few of them as prompts are made at once.
+const PARSED_AT_ONCE_BYTES: usize = 64 * 1024;
+
+/// What a checked request asks to be generated.
+pub(super) struct Task<'a> {
+    pub(super) prompts: Vec<Vec<TokenId>>,
+    pub(super) max_tokens: Option<u32>,
+    pub(super) fields: &'a GenerationFields,
+    /// The field the prompts came from.
+    pub(super) param: &'static str,
+}
 
 impl ApiState {
+    /// Reads a body. Where no request would be taken now, that is said before any work is done for it.
+    pub(super) async fn read(&self, body: Body) -> Result<HeldBody, ApiError> {
+        let body = self.bodies.read(body).await?;
+        self.source.room()?;
+        Ok(body)
+    }
+
+    /// Makes a request of a body.
+    pub(super) async fn parse<T: Send + 'static>(
+        &self,
+        body: &HeldBody,
+        parse: fn(&[u8]) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        if body.len() <= PARSED_AT_ONCE_BYTES {
+            return parse(body);
+        }
+        let permit = Arc::clone(&self.preparation).acquire_owned().await.map_err(|_| unprepared())?;
+        let bytes = body.share();
+        let work = move || {
+            let _permit = permit;
+            parse(&bytes)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| unprepared())?
+    }
+
     /// Runs `make` (rendering, tokenizing) off the async threads, as many at once as configured.
     pub(super) async fn prepare<T: Send + 'static>(
         &self,
         param: &'static str,
         make: impl FnOnce(&TextModel) -> Result<T, PromptError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let internal = |_| ApiError::new(ErrorKind::Internal, "the prompt could not be prepared");
-        let permit = Arc::clone(&self.preparation).acquire_owned().await.map_err(|_| internal(()))?;
+        let permit = Arc::clone(&self.preparation).acquire_owned().await.map_err(|_| unprepared())?;
         let model = Arc::clone(&self.model);
         let work = move || {
             // Held until the work is done, which goes on when the client leaves.
             let _permit = permit;
             make(&model)
         };
-        let made = tokio::task::spawn_blocking(work).await.map_err(|_| internal(()))?;
+        let made = tokio::task::spawn_blocking(work).await.map_err(|_| unprepared())?;
         made.map_err(|error| prompt_error(&error, param))
     }
 
-    /// Checks what depends on the model and starts the sequences.
-    pub(super) fn start(
-        &self,
-        prompts: Vec<Vec<TokenId>>,
-        max_tokens: Option<u32>,
-        fields: &GenerationFields,
-        param: &str,
-    ) -> Result<Generation, ApiError> {
+    /// Checks what depends on the model and on the client, and starts the sequences.
+    pub(super) fn start(&self, task: Task<'_>, caller: &Caller) -> Result<Generation, ApiError> {
+        let Task { prompts, max_tokens, fields, param } = task;
         let context_tokens = self.context_tokens();
         for prompt in &prompts {
             // A prompt must leave room for one token of output.
@@ -60,6 +97,15 @@ impl ApiState {
         // The fields were checked one by one; this holds the two lists of ranges together.
         sampling.validate().map_err(|error| ApiError::field(error.field, error.to_string()))?;
         let stop_tokens = if fields.ignore_eos { Vec::new() } else { tokenizer.end_of_generation().to_vec() };
+        let prompt_tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum();
+        let choices = prompts.len() as u64 * u64::from(fields.choices);
+        let output_tokens = u64::from(max_tokens.unwrap_or(0)) * choices;
+        let deadline = caller.time_left()?;
+        let reserved = caller.client.account.reserve_tokens(prompt_tokens, output_tokens, Instant::now());
+        let reservation = reserved.map_err(|refusal| {
+            metrics::rate_limited("tokens");
+            ApiError::from(refusal)
+        })?;
         let request = GenerationRequest {
             prompts,
             choices: fields.choices,
@@ -69,9 +115,11 @@ impl ApiState {
             min_tokens: fields.min_tokens,
             stop_tokens,
             stop: fields.stop.clone(),
-            deadline: self.settings.request_timeout,
+            priority: caller.client.rank(fields.priority),
+            deadline,
         };
-        Ok(Generation::start(self.source.as_ref(), tokenizer, &request)?)
+        let generation = Generation::start(self.source.as_ref(), tokenizer, &request)?;
+        Ok(generation.charging(reservation))
     }
 
     /// Logs fields this server does not know, names only and once per request.
@@ -85,6 +133,10 @@ impl ApiState {
     pub(super) fn answered_model(&self, asked: &str) -> String {
         if asked == MODEL_ID_ALWAYS { self.settings.model_id.clone() } else { asked.to_owned() }
     }
+}
+
+fn unprepared() -> ApiError {
+    ApiError::new(ErrorKind::Internal, "the prompt could not be prepared")
 }
 
 /// A seed for requests without one, from the operating system's generator.

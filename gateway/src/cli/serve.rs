@@ -2,7 +2,7 @@
 //! SIGTERM or SIGINT, drains and ends. A second signal ends at once. Ends by itself only when no worker can ever serve.
 
 use super::startup::{self, Audience};
-use crate::api::{ApiSettings, ApiState};
+use crate::api::{ApiSettings, ApiState, BodyLimits};
 use crate::config::{ConfigError, ServeConfig, SettingName, Surroundings, WORKER_PROGRAM_VARIABLE};
 use crate::demo_model::{DEMO_MODEL_ID, DemoModel, DemoModelError};
 use crate::fleet::{ExitKind, Fleet, FleetConfig, FleetError, LastExit, WorkerConfig};
@@ -27,8 +27,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Longest wait for a request's headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often histograms are folded into their buckets when nobody scrapes.
 const METRICS_UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -83,6 +81,24 @@ pub struct ServeArgs {
     /// Most requests waiting for a worker; more get 429 [env: ROCMFORGE_MAX_QUEUE] [default: 512]
     #[arg(long, value_name = "N")]
     max_queue: Option<String>,
+    /// Most tokens of waiting requests; more get 429 [env: ROCMFORGE_MAX_QUEUE_TOKENS] [default: 4000000]
+    #[arg(long, value_name = "TOKENS")]
+    max_queue_tokens: Option<String>,
+    /// Request bodies held at once in MiB; more get 503 [env: ROCMFORGE_MAX_BODY_TOTAL] [default: 256]
+    #[arg(long, value_name = "MIB")]
+    max_body_total: Option<String>,
+    /// Seconds a request's headers may take, and its body as many again [env: ROCMFORGE_READ_TIMEOUT] [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    read_timeout: Option<String>,
+    /// Seconds a client may take no byte of its answer [env: ROCMFORGE_WRITE_TIMEOUT] [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    write_timeout: Option<String>,
+    /// Requests a minute of each API key; 0: no limit [env: ROCMFORGE_RATE_LIMIT_RPM] [default: 0]
+    #[arg(long, value_name = "N")]
+    rate_limit_rpm: Option<String>,
+    /// Tokens a minute of each API key; 0: no limit [env: ROCMFORGE_RATE_LIMIT_TPM] [default: 0]
+    #[arg(long, value_name = "N")]
+    rate_limit_tpm: Option<String>,
     /// Process that started this one for a single command: the server ends with it
     #[arg(long, value_name = "PID", hide = true)]
     parent_pid: Option<i32>,
@@ -109,6 +125,12 @@ impl ServeArgs {
             SettingName::MaxBody => &self.max_body,
             SettingName::MaxConnections => &self.max_connections,
             SettingName::MaxQueue => &self.max_queue,
+            SettingName::MaxQueueTokens => &self.max_queue_tokens,
+            SettingName::MaxBodyTotal => &self.max_body_total,
+            SettingName::ReadTimeout => &self.read_timeout,
+            SettingName::WriteTimeout => &self.write_timeout,
+            SettingName::RateLimitRpm => &self.rate_limit_rpm,
+            SettingName::RateLimitTpm => &self.rate_limit_tpm,
         };
         single.iter().cloned().collect()
     }
@@ -224,7 +246,7 @@ pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
 }
 
 async fn serve(config: ServeConfig, audience: Audience) -> Result<(), ServeError> {
-    let mut keys = ApiKeys::new(&config.api_keys);
+    let mut keys = ApiKeys::new(&config.api_keys, config.rate_limits);
     if let Some(path) = &config.api_key_file {
         keys.add_file(path)?;
     }
@@ -245,7 +267,7 @@ async fn serve(config: ServeConfig, audience: Audience) -> Result<(), ServeError
     let model = TextModel::open(&model_path)?;
 
     let address = SocketAddr::new(config.host, config.port);
-    let listener = TcpListener::bind(address).await.map_err(|error| ServeError::Bind { address, error })?;
+    let listener = server::listen(address).map_err(|error| ServeError::Bind { address, error })?;
     announce(&listener)?;
     if demo.is_some() {
         eprintln!("rocmforge: no --model given, serving the built-in demo model");
@@ -254,20 +276,29 @@ async fn serve(config: ServeConfig, audience: Audience) -> Result<(), ServeError
     let workers = (0..config.workers).map(|_| worker_config(&config, &model_path)).collect();
     let mut fleet_config = FleetConfig::new(workers);
     fleet_config.queue.requests = config.queue_requests_max;
+    fleet_config.queue.tokens = config.queue_tokens_max;
     let fleet = Fleet::start(fleet_config)?;
     let model_id = model_id(&config);
     let settings = ApiSettings {
         model_id: model_id.clone(),
         context_tokens: config.context_tokens,
         request_timeout: config.request_timeout,
-        body_bytes_max: config.body_bytes_max,
+        bodies: BodyLimits {
+            bytes: config.body_bytes_max,
+            bytes_total: config.body_bytes_total_max,
+            timeout: config.read_timeout,
+        },
         preparations: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
     };
     let source: Arc<dyn TokenSource> = Arc::new(fleet.clone());
     let state = Arc::new(ApiState::new(source, Arc::new(model), settings, metrics.clone()));
-    let options = RouterOptions { keys, cors_origins: config.cors_origins.clone() };
+    let options = RouterOptions { keys: keys.into(), cors_origins: config.cors_origins.clone() };
     let router = server::router(state, &options);
-    let limits = Limits { connections: config.connections_max, header_timeout: HEADER_TIMEOUT };
+    let limits = Limits {
+        connections: config.connections_max,
+        header_timeout: config.read_timeout,
+        write_timeout: config.write_timeout,
+    };
 
     let upkeep = tokio::spawn(keep_metrics(metrics));
     let mut failure = None;

@@ -9,6 +9,7 @@ mod settings;
 
 pub use settings::{OTHER_VARIABLES, Setting, SettingName, setting, settings};
 
+use crate::rate_limit::RateLimits;
 use crate::secret::Secret;
 use parse::Value;
 use shared::error::ExitCode;
@@ -93,6 +94,16 @@ pub struct ServeConfig {
     pub connections_max: usize,
     /// Most requests waiting for a worker.
     pub queue_requests_max: usize,
+    /// Most tokens (prompt and largest output) of these.
+    pub queue_tokens_max: u64,
+    /// Bytes of request bodies held at once, in sum.
+    pub body_bytes_total_max: usize,
+    /// Longest wait for a request's headers, and for its body.
+    pub read_timeout: Duration,
+    /// Longest a client may take nothing of its answer.
+    pub write_timeout: Duration,
+    /// Of each key that has none of its own.
+    pub rate_limits: RateLimits,
     /// The worker's executable.
     pub worker_program: PathBuf,
 }
@@ -149,6 +160,14 @@ impl ServeConfig {
             body_bytes_max: read(SettingName::MaxBody).number(1, 1024)? << 20,
             connections_max: read(SettingName::MaxConnections).number(1, 1_000_000)?,
             queue_requests_max: read(SettingName::MaxQueue).number(1, 1_000_000)?,
+            queue_tokens_max: read(SettingName::MaxQueueTokens).number(1, 1_000_000_000)? as u64,
+            body_bytes_total_max: read(SettingName::MaxBodyTotal).number(1, 1 << 20)? << 20,
+            read_timeout: read(SettingName::ReadTimeout).seconds(0.1, 3600.0)?,
+            write_timeout: read(SettingName::WriteTimeout).seconds(0.1, 3600.0)?,
+            rate_limits: RateLimits {
+                requests_per_minute: read(SettingName::RateLimitRpm).limit()?,
+                tokens_per_minute: read(SettingName::RateLimitTpm).limit()?,
+            },
             worker_program: worker_program(surroundings.variable, surroundings.executable.as_deref()),
         })
     }

@@ -46,6 +46,12 @@ impl Value {
         number.ok_or_else(|| self.refuse(format!("use a whole number from {min} to {max}")))
     }
 
+    /// A limit, of which 0 is none.
+    pub(super) fn limit(&self) -> Result<Option<u32>, ConfigError> {
+        let number = self.number(0, u32::MAX as usize)?;
+        Ok(u32::try_from(number).ok().filter(|number| *number > 0))
+    }
+
     pub(super) fn seconds(&self, min: f64, max: f64) -> Result<Duration, ConfigError> {
         let seconds: Option<f64> = self.text().parse().ok().filter(|seconds| (min..=max).contains(seconds));
         let seconds =

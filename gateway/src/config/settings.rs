@@ -21,6 +21,12 @@ pub enum SettingName {
     MaxBody,
     MaxConnections,
     MaxQueue,
+    MaxQueueTokens,
+    MaxBodyTotal,
+    ReadTimeout,
+    WriteTimeout,
+    RateLimitRpm,
+    RateLimitTpm,
 }
 
 /// One setting.
@@ -141,6 +147,66 @@ const SETTINGS: &[Setting] = &[
     define(
         SettingName::MaxQueue,
         ["max-queue", "ROCMFORGE_MAX_QUEUE", "512", "64", "most requests waiting for a worker; more get 429"],
+    ),
+    define(
+        SettingName::MaxQueueTokens,
+        [
+            "max-queue-tokens",
+            "ROCMFORGE_MAX_QUEUE_TOKENS",
+            "4000000",
+            "200000",
+            "most tokens (prompt and largest output) of waiting requests; more get 429",
+        ],
+    ),
+    define(
+        SettingName::MaxBodyTotal,
+        [
+            "max-body-total",
+            "ROCMFORGE_MAX_BODY_TOTAL",
+            "256",
+            "64",
+            "request bodies held at once in MiB, in sum; more get 503",
+        ],
+    ),
+    define(
+        SettingName::ReadTimeout,
+        [
+            "read-timeout",
+            "ROCMFORGE_READ_TIMEOUT",
+            "60",
+            "10",
+            "seconds a request's headers may take, and its body as many again",
+        ],
+    ),
+    define(
+        SettingName::WriteTimeout,
+        [
+            "write-timeout",
+            "ROCMFORGE_WRITE_TIMEOUT",
+            "60",
+            "10",
+            "seconds a client may take no byte of its answer before its connection is closed",
+        ],
+    ),
+    define(
+        SettingName::RateLimitRpm,
+        [
+            "rate-limit-rpm",
+            "ROCMFORGE_RATE_LIMIT_RPM",
+            "0",
+            "60",
+            "requests a minute of each API key (without keys: of all clients together); 0: no limit",
+        ],
+    ),
+    define(
+        SettingName::RateLimitTpm,
+        [
+            "rate-limit-tpm",
+            "ROCMFORGE_RATE_LIMIT_TPM",
+            "0",
+            "100000",
+            "tokens a minute of each API key, prompt and output together; 0: no limit",
+        ],
     ),
 ];
 

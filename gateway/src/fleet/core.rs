@@ -99,6 +99,15 @@ impl Core {
         Ok(TokenStream::new(id, receiver, Arc::clone(self)))
     }
 
+    /// Why not even the shortest request would be taken now.
+    pub(super) fn room(&self) -> Result<(), SubmitError> {
+        let state = self.lock();
+        if state.draining {
+            return Err(SubmitError::Draining);
+        }
+        state.admission.check(state.ledger.waiting(), 1)
+    }
+
     /// The consumer is gone.
     pub(super) fn cancel(&self, id: RequestId) {
         let mut state = self.lock();

@@ -161,6 +161,11 @@ impl Fleet {
         self.inner.core.submit(request)
     }
 
+    /// Why not even the shortest request would be taken now.
+    pub fn room(&self) -> Result<(), SubmitError> {
+        self.inner.core.room()
+    }
+
     /// The fleet now. Cheap, and never waits for a worker.
     pub fn snapshot(&self) -> FleetSnapshot {
         self.inner.core.snapshot()

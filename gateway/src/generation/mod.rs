@@ -11,6 +11,7 @@ pub use choice::{ChoiceEnd, Piece, ScoredToken};
 
 use crate::fleet::{Fleet, FleetEvent, FleetSnapshot, RequestError, SubmitError, TokenRequest};
 use crate::metrics;
+use crate::rate_limit::Reservation;
 use choice::Choice;
 use futures_util::Stream;
 use futures_util::stream::{BoxStream, SelectAll, StreamExt};
@@ -28,6 +29,9 @@ pub trait TokenSource: Send + Sync {
     /// Takes a request or says at once why not. Dropping the stream cancels the request.
     fn submit(&self, request: TokenRequest) -> Result<BoxStream<'static, FleetEvent>, SubmitError>;
 
+    /// Says at once why not even the shortest request would be taken now, before any work is done for one.
+    fn room(&self) -> Result<(), SubmitError>;
+
     /// The workers now; never waits.
     fn snapshot(&self) -> FleetSnapshot;
 }
@@ -35,6 +39,10 @@ pub trait TokenSource: Send + Sync {
 impl TokenSource for Fleet {
     fn submit(&self, request: TokenRequest) -> Result<BoxStream<'static, FleetEvent>, SubmitError> {
         Fleet::submit(self, request).map(StreamExt::boxed)
+    }
+
+    fn room(&self) -> Result<(), SubmitError> {
+        Fleet::room(self)
     }
 
     fn snapshot(&self) -> FleetSnapshot {
@@ -61,6 +69,8 @@ pub struct GenerationRequest {
     pub stop_tokens: Vec<TokenId>,
     /// Strings that end a choice.
     pub stop: Vec<String>,
+    /// Smaller is served first.
+    pub priority: i32,
     /// From now to the last token.
     pub deadline: Duration,
 }
@@ -73,6 +83,7 @@ pub struct Generation {
     started: Instant,
     previous: Option<Instant>,
     failed: bool,
+    reservation: Option<Reservation>,
     _active: metrics::ActiveRequest,
 }
 
@@ -103,7 +114,7 @@ impl Generation {
                     max_tokens,
                     min_tokens: request.min_tokens.min(max_tokens),
                     stop_tokens: request.stop_tokens.clone(),
-                    priority: 0,
+                    priority: request.priority,
                 };
                 let tokens = source.submit(TokenRequest {
                     prompt: prompt.clone(),
@@ -125,8 +136,16 @@ impl Generation {
             started: Instant::now(),
             previous: None,
             failed: false,
+            reservation: None,
             _active: metrics::ActiveRequest::new(),
         })
+    }
+
+    /// Settles `reservation` with the tokens used once this is over, however it ends.
+    #[must_use]
+    pub fn charging(mut self, reservation: Reservation) -> Self {
+        self.reservation = Some(reservation);
+        self
     }
 
     /// Tokens of all prompts, each counted once.
@@ -181,6 +200,9 @@ impl Stream for Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         metrics::request_duration(self.started.elapsed());
+        if let Some(reservation) = &mut self.reservation {
+            reservation.used(self.prompt_tokens + self.completion_tokens);
+        }
     }
 }
 

@@ -39,6 +39,7 @@ fn request(stop: &[String]) -> GenerationRequest {
         min_tokens: 0,
         stop_tokens: vec![EOS],
         stop: stop.to_vec(),
+        priority: 0,
         deadline: Duration::from_secs(1),
     }
 }

@@ -22,6 +22,10 @@ pub enum ErrorKind {
     UnsupportedMedia,
     /// 429: too many requests wait.
     Overloaded,
+    /// 429: the key has had its requests of this minute.
+    RequestRate,
+    /// 429: the key has had its tokens of this minute.
+    TokenRate,
     /// 500: a defect.
     Internal,
     /// 503: no worker can serve now.
@@ -41,7 +45,7 @@ impl ErrorKind {
             Self::BodyTimeout => 408,
             Self::BodyTooLarge => 413,
             Self::UnsupportedMedia => 415,
-            Self::Overloaded => 429,
+            Self::Overloaded | Self::RequestRate | Self::TokenRate => 429,
             Self::Internal => 500,
             Self::Unavailable => 503,
             Self::Timeout => 504,
@@ -52,6 +56,8 @@ impl ErrorKind {
         match self {
             Self::Authentication => "authentication_error",
             Self::Overloaded => "rate_limit_error",
+            Self::RequestRate => "requests",
+            Self::TokenRate => "tokens",
             Self::Internal => "server_error",
             Self::Unavailable | Self::Timeout => "service_unavailable_error",
             _ => "invalid_request_error",

@@ -26,6 +26,8 @@ pub struct GenerationFields {
     pub min_tokens: u32,
     /// Whether the model's own end tokens end the output.
     pub ignore_eos: bool,
+    /// Rank asked for, where one is: smaller is served first (vLLM's field).
+    pub priority: Option<i32>,
     /// How the answer is delivered.
     pub stream: StreamOptions,
 }
@@ -56,6 +58,9 @@ impl GenerationFields {
             stop: stop(fields)?,
             min_tokens: fields.integer("min_tokens", 0..=i64::from(u32::MAX))?.unwrap_or(0) as u32,
             ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
+            priority: fields
+                .integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?
+                .map(|priority| priority as i32),
             stream: stream(fields)?,
         })
     }

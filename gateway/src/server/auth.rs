@@ -1,11 +1,16 @@
-//! API keys. Only their SHA-256 digests are kept, and every comparison takes the same time.
+//! API keys and what goes with each: its rate limits and the rank it may ask for. Only SHA-256 digests of keys are
+//! kept, and every comparison takes the same time.
 
+use crate::api::Client;
 use crate::openai::{ApiError, ErrorKind};
+use crate::rate_limit::{Account, RateLimits};
 use crate::secret::Secret;
 use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use subtle::{Choice, ConstantTimeEq};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
+use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 /// Longest key file: some ten thousand keys.
 const KEY_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -33,21 +38,49 @@ pub enum KeyFileError {
         /// The file.
         path: PathBuf,
     },
+    /// What follows a key is no setting of it. The key itself is never shown.
+    #[error("key file {} line {line}: {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong and what to write.
+        reason: String,
+    },
 }
 
-/// The accepted keys; none accepts every request.
-#[derive(Debug, Clone, Default)]
+/// The accepted keys; none accepts every request, all on one account.
+#[derive(Debug, Clone)]
 pub struct ApiKeys {
-    digests: Vec<[u8; 32]>,
+    keys: Vec<Key>,
+    anybody: Client,
+    /// Of keys without limits of their own.
+    limits: RateLimits,
+}
+
+#[derive(Debug, Clone)]
+struct Key {
+    digest: [u8; 32],
+    client: Client,
+}
+
+impl Default for ApiKeys {
+    fn default() -> Self {
+        Self::new(&[], RateLimits::default())
+    }
 }
 
 impl ApiKeys {
-    /// Keeps the digests of `keys`.
-    pub fn new(keys: &[Secret]) -> Self {
-        Self { digests: keys.iter().map(|key| digest(key.expose())).collect() }
+    /// Keeps the digests of `keys`, each with `limits`.
+    pub fn new(keys: &[Secret], limits: RateLimits) -> Self {
+        let client = || Client { account: Arc::new(Account::new(limits, Instant::now())), priority: 0 };
+        let keys = keys.iter().map(|key| Key { digest: digest(key.expose()), client: client() });
+        Self { keys: keys.collect(), anybody: client(), limits }
     }
 
-    /// Adds the keys of a file: one a line, blank lines and lines starting with `#` apart.
+    /// Adds the keys of a file: one a line, with settings of its own behind it (`sk-abc rpm=60 tpm=100000
+    /// priority=1`); blank lines and lines starting with `#` apart.
     pub fn add_file(&mut self, path: &Path) -> Result<(), KeyFileError> {
         let read = |error| KeyFileError::Read { path: path.to_owned(), error };
         let mut text = String::new();
@@ -57,10 +90,18 @@ impl ApiKeys {
         if text.len() as u64 > KEY_FILE_BYTES_MAX {
             return Err(KeyFileError::TooLong { path: path.to_owned() });
         }
-        let keys = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let before = self.digests.len();
-        self.digests.extend(keys.map(digest));
-        if self.digests.len() == before {
+        let before = self.keys.len();
+        for (line, text) in (1..).zip(text.lines()) {
+            let mut words = text.split_whitespace();
+            let Some(key) = words.next().filter(|key| !key.starts_with('#')) else { continue };
+            let client = client_of(words, self.limits).map_err(|reason| KeyFileError::Line {
+                path: path.to_owned(),
+                line,
+                reason,
+            })?;
+            self.keys.push(Key { digest: digest(key), client });
+        }
+        if self.keys.len() == before {
             return Err(KeyFileError::Empty { path: path.to_owned() });
         }
         Ok(())
@@ -68,13 +109,13 @@ impl ApiKeys {
 
     /// Whether requests need no key.
     pub fn is_empty(&self) -> bool {
-        self.digests.is_empty()
+        self.keys.is_empty()
     }
 
-    /// Checks the value of an `Authorization` header.
-    pub fn check(&self, authorization: Option<&str>) -> Result<(), ApiError> {
+    /// Checks the value of an `Authorization` header; says who asks.
+    pub fn check(&self, authorization: Option<&str>) -> Result<Client, ApiError> {
         if self.is_empty() {
-            return Ok(());
+            return Ok(self.anybody.clone());
         }
         let Some(header) = authorization else {
             let message = "no API key: send the header `Authorization: Bearer KEY`";
@@ -86,12 +127,85 @@ impl ApiKeys {
             return Err(ApiError::new(ErrorKind::Authentication, message).code("invalid_api_key"));
         };
         let given = digest(key.trim());
-        let known = self.digests.iter().fold(Choice::from(0), |known, digest| known | digest.ct_eq(&given));
-        if bool::from(known) {
-            return Ok(());
+        let mut found = u64::MAX;
+        for (index, key) in (0..).zip(&self.keys) {
+            found.conditional_assign(&index, key.digest.ct_eq(&given));
         }
-        Err(ApiError::new(ErrorKind::Authentication, "the API key is not known").code("invalid_api_key"))
+        match usize::try_from(found).ok().and_then(|index| self.keys.get(index)) {
+            Some(key) => Ok(key.client.clone()),
+            None => {
+                Err(ApiError::new(ErrorKind::Authentication, "the API key is not known")
+                    .code("invalid_api_key"))
+            }
+        }
     }
+
+    /// Takes over the accounts of `old` where key and limits are the same, so that a reload refills nobody.
+    fn adopt(&mut self, old: &Self) {
+        let carry = |new: &mut Client, old: &Client| {
+            if new.account.limits() == old.account.limits() {
+                new.account = Arc::clone(&old.account);
+            }
+        };
+        carry(&mut self.anybody, &old.anybody);
+        for key in &mut self.keys {
+            if let Some(known) = old.keys.iter().find(|known| known.digest == key.digest) {
+                carry(&mut key.client, &known.client);
+            }
+        }
+    }
+}
+
+/// The keys in force, which may be exchanged while the server runs. Clones are the same ring.
+#[derive(Debug, Clone, Default)]
+pub struct KeyRing(Arc<RwLock<ApiKeys>>);
+
+impl From<ApiKeys> for KeyRing {
+    fn from(keys: ApiKeys) -> Self {
+        Self(Arc::new(RwLock::new(keys)))
+    }
+}
+
+impl KeyRing {
+    /// From now on these keys and no others; who keeps key and limits keeps what is left of them.
+    pub fn replace(&self, mut keys: ApiKeys) {
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        keys.adopt(&current);
+        *current = keys;
+    }
+
+    /// See [`ApiKeys::check`].
+    pub fn check(&self, authorization: Option<&str>) -> Result<Client, ApiError> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).check(authorization)
+    }
+}
+
+/// What the words behind a key say; an error names the word and what is allowed.
+fn client_of<'a>(words: impl Iterator<Item = &'a str>, limits: RateLimits) -> Result<Client, String> {
+    let mut limits = limits;
+    let mut priority = 0;
+    for word in words {
+        let Some((name, value)) = word.split_once('=') else {
+            return Err("behind a key write only rpm=N, tpm=N and priority=N".to_owned());
+        };
+        let limit = || {
+            let number = value.parse::<u32>().map_err(|_| {
+                format!("{name} is `{value}`, use a whole number from 0 (no limit) to {}", u32::MAX)
+            })?;
+            Ok::<_, String>((number > 0).then_some(number))
+        };
+        match name {
+            "rpm" => limits.requests_per_minute = limit()?,
+            "tpm" => limits.tokens_per_minute = limit()?,
+            "priority" => {
+                let refuse =
+                    |_| format!("priority is `{value}`, use a whole number; smaller is served first");
+                priority = value.parse().map_err(refuse)?;
+            }
+            _ => return Err(format!("unknown setting `{name}`, use rpm=N, tpm=N or priority=N")),
+        }
+    }
+    Ok(Client { account: Arc::new(Account::new(limits, Instant::now())), priority })
 }
 
 fn digest(key: &str) -> [u8; 32] {
@@ -99,40 +213,4 @@ fn digest(key: &str) -> [u8; 32] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_known_bearer_keys_pass() {
-        let keys = ApiKeys::new(&["sk-one", "sk-two"].map(Secret::new));
-        let passes = |header| keys.check(header).is_ok();
-        assert!(passes(Some("Bearer sk-one")) && passes(Some("bearer  sk-two")));
-        for header in [
-            None,
-            Some("sk-one"),
-            Some("Basic sk-one"),
-            Some("Bearer sk-on"),
-            Some("Bearer "),
-            Some("Bearer"),
-        ] {
-            assert!(!passes(header), "{header:?}");
-        }
-        assert!(ApiKeys::default().check(None).is_ok());
-        assert!(!format!("{keys:?}").contains("sk-one"));
-    }
-
-    #[test]
-    fn key_files_hold_a_key_a_line() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("keys");
-        std::fs::write(&path, "# team\nsk-a\n\n  sk-b  \n").unwrap();
-        let mut keys = ApiKeys::default();
-        keys.add_file(&path).unwrap();
-        assert!(keys.check(Some("Bearer sk-b")).is_ok() && keys.check(Some("Bearer # team")).is_err());
-        std::fs::write(&path, "# nothing\n").unwrap();
-        assert!(matches!(ApiKeys::default().add_file(&path), Err(KeyFileError::Empty { .. })));
-        assert!(ApiKeys::default().add_file(Path::new("/nonexistent")).is_err());
-        let endless = ApiKeys::default().add_file(Path::new("/dev/zero"));
-        assert!(matches!(endless, Err(KeyFileError::TooLong { .. })), "{endless:?}");
-    }
-}
+mod tests;

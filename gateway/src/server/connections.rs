@@ -1,5 +1,7 @@
 //! The accept loop: bounded connections, a time limit for request headers, and a shutdown that lets answers finish.
 
+use super::write_timeout::WriteTimeout;
+use crate::metrics;
 use crate::openai::{ApiError, ErrorKind};
 use axum::Router;
 use hyper::server::conn::http1;
@@ -7,10 +9,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
 /// Wait after a failed accept (usually no file descriptors left), so that the loop does not spin.
@@ -22,6 +25,14 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Refused connections told so at once; beyond them a flood is closed without a word.
 const REFUSALS_MAX: usize = 64;
 
+/// Bytes the kernel holds of an answer that is not read yet; it takes twice that, for its own books. At 100 ms to the
+/// client and back, text goes out at over a megabyte a second all the same.
+const SEND_BUFFER_BYTES: u32 = 128 * 1024;
+/// Connections that may wait to be accepted; tokio's own choice.
+const BACKLOG: u32 = 1024;
+/// Longest head of a request, and bytes of an answer held beside the kernel's. Browsers send 8 KiB at most.
+const HTTP_BUFFER_BYTES: usize = 32 * 1024;
+
 /// Bounds of the accept loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -29,6 +40,19 @@ pub struct Limits {
     pub connections: usize,
     /// Longest wait for a request's headers, the first of a connection or the next.
     pub header_timeout: Duration,
+    /// Longest a client may take no byte of what is written to it.
+    pub write_timeout: Duration,
+}
+
+/// Opens the socket to serve on. What the kernel holds for a client that does not read is bounded here: by itself it
+/// would take megabytes for each.
+pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    // Accepted connections inherit it.
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves until `shutdown` resolves, then lets connections finish what they are sending.
@@ -42,7 +66,7 @@ pub async fn serve(
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
+    http.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(HTTP_BUFFER_BYTES);
     tokio::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -58,6 +82,7 @@ pub async fn serve(
             }
         };
         let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+            metrics::rejected("connections");
             if let Ok(refusal) = Arc::clone(&refusals).try_acquire_owned() {
                 tokio::spawn(async move {
                     let _ = tokio::time::timeout(REFUSAL_TIMEOUT, refuse(stream, limits.connections)).await;
@@ -68,6 +93,7 @@ pub async fn serve(
         };
         // Tokens are small writes that must not wait for each other.
         let _ = stream.set_nodelay(true);
+        let stream = WriteTimeout::new(stream, limits.write_timeout);
         let service = TowerToHyperService::new(router.clone());
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {

@@ -8,7 +8,8 @@ mod auth;
 mod connections;
 mod request_id;
 mod router;
+mod write_timeout;
 
-pub use auth::{ApiKeys, KeyFileError};
-pub use connections::{Limits, serve};
+pub use auth::{ApiKeys, KeyFileError, KeyRing};
+pub use connections::{Limits, listen, serve};
 pub use router::{RouterOptions, router};

@@ -1,21 +1,23 @@
 //! Routes and the layers around them. Everything answers in the OpenAI error shape: unknown routes, wrong methods,
 //! missing keys, panics.
 
-use super::auth::ApiKeys;
+use super::auth::KeyRing;
 use super::request_id;
-use crate::api::{self, ApiState, error_response};
+use crate::api::{self, ApiState, Client, error_response};
+use crate::metrics;
 use crate::openai::{ApiError, ErrorKind};
+use crate::rate_limit::{Level, header_time};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, CONNECTION};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http_body_util::{BodyExt, Limited};
 use std::any::Any;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any as AnyMethod, CorsLayer};
 
@@ -28,21 +30,20 @@ const REFUSED_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Default)]
 pub struct RouterOptions {
     /// Asked for under `/v1`; health, readiness and metrics need none.
-    pub keys: ApiKeys,
+    pub keys: KeyRing,
     /// Origins that browsers may call from; `*` allows every one, none leaves CORS out.
     pub cors_origins: Vec<String>,
 }
 
 /// Every route of the server.
 pub fn router(state: Arc<ApiState>, options: &RouterOptions) -> Router {
-    let keys = Arc::new(options.keys.clone());
     let v1 = Router::new()
         .route("/v1/models", get(api::list_models))
         .route("/v1/models/{*id}", get(api::retrieve_model))
         .route("/v1/completions", post(api::completions))
         .route("/v1/chat/completions", post(api::chat_completions))
         .method_not_allowed_fallback(wrong_method)
-        .route_layer(middleware::from_fn_with_state(keys, require_key));
+        .route_layer(middleware::from_fn_with_state(options.keys.clone(), require_key));
     let mut router = Router::new()
         .route("/health", get(api::health))
         .route("/ready", get(api::ready))
@@ -58,12 +59,50 @@ pub fn router(state: Arc<ApiState>, options: &RouterOptions) -> Router {
     router.layer(middleware::from_fn(request_id::layer))
 }
 
-async fn require_key(State(keys): State<Arc<ApiKeys>>, request: Request, next: Next) -> Response {
+/// Finds out who asks, counts requests that make work, and says in every answer what is left.
+async fn require_key(State(keys): State<KeyRing>, mut request: Request, next: Next) -> Response {
     let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    match keys.check(header) {
-        Ok(()) => next.run(request).await,
-        Err(error) => refuse(request, &error).await,
-    }
+    let client = match keys.check(header) {
+        Ok(client) => client,
+        Err(error) => return refuse(request, &error).await,
+    };
+    let taken = match *request.method() {
+        Method::POST => client.account.take_request(Instant::now()),
+        _ => Ok(()),
+    };
+    let mut response = match taken {
+        Ok(()) => {
+            request.extensions_mut().insert(client.clone());
+            next.run(request).await
+        }
+        Err(refusal) => {
+            metrics::rate_limited("requests");
+            refuse(request, &refusal.into()).await
+        }
+    };
+    tell_rates(&client, response.headers_mut());
+    response
+}
+
+/// OpenAI's headers, for each limit there is.
+fn tell_rates(client: &Client, headers: &mut HeaderMap) {
+    let standing = client.account.standing(Instant::now());
+    let mut tell = |level: Option<Level>, [limit, remaining, reset]: [&'static str; 3]| {
+        let Some(level) = level else { return };
+        headers.insert(limit, HeaderValue::from(level.limit));
+        headers.insert(remaining, HeaderValue::from(level.remaining));
+        if let Ok(value) = HeaderValue::try_from(header_time(level.reset)) {
+            headers.insert(reset, value);
+        }
+    };
+    tell(
+        standing.requests,
+        ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
+    );
+    tell(
+        standing.tokens,
+        ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"],
+    );
 }
 
 async fn no_route(request: Request) -> Response {
@@ -103,6 +142,19 @@ fn panicked(_panic: Box<dyn Any + Send + 'static>) -> Response {
     ApiError::new(ErrorKind::Internal, "an internal error occurred").into_response()
 }
 
+/// Headers that scripts of allowed origins may read.
+const EXPOSED: [&str; 9] = [
+    "x-request-id",
+    "retry-after",
+    "retry-after-ms",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
+];
+
 fn cors(origins: &[String]) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;
@@ -117,5 +169,5 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         .allow_origin(allowed)
         .allow_methods(AnyMethod)
         .allow_headers(AllowHeaders::mirror_request());
-    Some(layer.expose_headers([HeaderName::from_static("x-request-id")]))
+    Some(layer.expose_headers(EXPOSED.map(HeaderName::from_static)))
 }

@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::http::{Request, Response};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use gateway::api::{ApiSettings, ApiState};
+use gateway::api::{ApiSettings, ApiState, BodyLimits};
 use gateway::fleet::{
     FleetEvent, FleetSnapshot, RequestError, SubmitError, TokenRequest, WorkerSnapshot, WorkerState,
 };
@@ -114,6 +114,13 @@ impl TokenSource for Scripted {
             }
             _ => stream::iter(events).map(alive).boxed(),
         })
+    }
+
+    fn room(&self) -> Result<(), SubmitError> {
+        match &self.script {
+            Script::Refuses(error) => Err(error.clone()),
+            _ => Ok(()),
+        }
     }
 
     fn snapshot(&self) -> FleetSnapshot {
@@ -230,7 +237,7 @@ impl Server {
             model_id: "tiny".to_owned(),
             context_tokens: None,
             request_timeout: Duration::from_secs(60),
-            body_bytes_max: 1 << 20,
+            bodies: BodyLimits { bytes: 1 << 20, bytes_total: 4 << 20, timeout: Duration::from_secs(60) },
             preparations: 2,
         };
         let state = Arc::new(ApiState::new(source.clone(), model, settings, metrics::install().unwrap()));

@@ -37,7 +37,11 @@ async fn read_to_end(stream: &mut TcpStream) -> String {
     String::from_utf8(text).unwrap()
 }
 
-const GENEROUS: Limits = Limits { connections: 8, header_timeout: Duration::from_secs(60) };
+const GENEROUS: Limits = Limits {
+    connections: 8,
+    header_timeout: Duration::from_secs(60),
+    write_timeout: Duration::from_secs(60),
+};
 
 #[tokio::test]
 async fn one_connection_too_many_is_told_so() {

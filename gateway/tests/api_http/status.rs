@@ -4,6 +4,7 @@ use crate::scripted::{Script, Server};
 use axum::body::Body;
 use axum::http::Request;
 use gateway::fleet::WorkerState;
+use gateway::rate_limit::RateLimits;
 use gateway::secret::Secret;
 use gateway::server::{ApiKeys, RouterOptions};
 use serde_json::json;
@@ -81,7 +82,10 @@ async fn models_are_listed_and_retrieved() {
 
 #[tokio::test]
 async fn keys_guard_v1_alone() {
-    let options = RouterOptions { keys: ApiKeys::new(&[Secret::new("sk-right")]), cors_origins: Vec::new() };
+    let options = RouterOptions {
+        keys: ApiKeys::new(&[Secret::new("sk-right")], RateLimits::default()).into(),
+        cors_origins: Vec::new(),
+    };
     let server = Server::with_options(Script::Says("x"), &options);
     let ask = async |key: Option<&str>| {
         let mut request = Request::get("/v1/models");
@@ -130,7 +134,7 @@ async fn cors_is_off_unless_asked_for() {
     assert_eq!((off.status, off.header("access-control-allow-origin")), (405, ""));
     for (configured, expected) in [("https://chat.example.org", "https://chat.example.org"), ("*", "*")] {
         let options = RouterOptions {
-            keys: ApiKeys::new(&[Secret::new("k")]),
+            keys: ApiKeys::new(&[Secret::new("k")], RateLimits::default()).into(),
             cors_origins: vec![configured.to_owned()],
         };
         let on = Server::with_options(Script::Says("x"), &options).ask(preflight()).await;
