@@ -1,99 +1,38 @@
 //! Every request in flight: its prompt, what was emitted, and which worker has it (pure: events and time in, decisions
-//! out). Used by `fleet::core`, which owns the consumers' channels as the opaque `C`.
+//! out). Used by `fleet::core`, which owns the consumers' channels as the opaque `C`, and read by `routing`.
 //!
 //! This is the whole state of a request, so a worker's death costs nothing but time: the request goes back to waiting
-//! and is submitted again with what was emitted. What holds always: a consumer gets each index exactly once and in
-//! order, then exactly one outcome; events of an older attempt or another worker are dropped; an index out of order is
-//! a protocol error of the worker; a request is in one place only, waiting or in one worker. It does not route, admit
-//! or send.
+//! and is submitted again with what was emitted, and with what the death says about it (`suspicion`). What holds
+//! always: a consumer gets each index exactly once and in order, then exactly one outcome; events of an older attempt
+//! or another worker are dropped; an index out of order is a protocol error of the worker; a request is in one place
+//! only, waiting or in one worker; a worker that was given an isolated request has no other. A token costs one look-up
+//! and no allocation of its own. It does not route, admit or send.
+
+mod error;
+mod id_hash;
+mod queue;
+mod suspicion;
+
+pub use error::RequestError;
+pub(crate) use queue::Turn;
+pub(crate) use suspicion::{Death, Standing};
 
 use crate::admission::Waiting;
-use shared::error::Category;
+use id_hash::IdHash;
+use queue::Queue;
 use shared::ids::{Attempt, RequestId, TokenId, WorkerId};
 use shared::ipc::message::{FinishReason, Rejection, RequestLimits, Submit, TokenEvent};
 use shared::sampling::SamplingParams;
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
-
-/// Why a request that was taken failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RequestError {
-    /// The request's own deadline passed.
-    #[error("deadline of {deadline_ms} ms passed after {emitted} tokens")]
-    Deadline {
-        /// What the request allowed.
-        deadline_ms: u64,
-        /// Tokens delivered until then.
-        emitted: usize,
-    },
-    /// No worker had a place within the queue timeout.
-    #[error("no worker had a place within {waited_ms} ms")]
-    QueueTimeout {
-        /// How long it waited.
-        waited_ms: u64,
-    },
-    /// The worker refused it.
-    #[error(transparent)]
-    Rejected(#[from] Rejection),
-    /// Its workers kept crashing.
-    #[error("worker crashed {crashes} times while it ran this request, the last time: {last}")]
-    WorkerCrashed {
-        /// How often.
-        crashes: u32,
-        /// How the last one ended.
-        last: String,
-    },
-    /// Every worker failed while it waited.
-    #[error("no worker can serve: {reason}")]
-    NoWorker {
-        /// The first worker's failure.
-        reason: String,
-    },
-    /// Its consumer stopped reading.
-    #[error("client left {unread} tokens unread, limit {limit}")]
-    SlowConsumer {
-        /// Tokens waiting for the client.
-        unread: usize,
-        /// Most that may.
-        limit: usize,
-    },
-    /// The gateway shut down before it was done.
-    #[error("gateway is shutting down")]
-    ShuttingDown,
-}
-
-impl RequestError {
-    /// Who can do something about it.
-    pub fn category(&self) -> Category {
-        match self {
-            Self::Rejected(Rejection::TooLong { .. } | Rejection::Invalid { .. })
-            | Self::SlowConsumer { .. } => Category::User,
-            Self::Rejected(Rejection::Internal { .. }) | Self::WorkerCrashed { .. } => Category::Internal,
-            _ => Category::Recoverable,
-        }
-    }
-
-    /// A stable word for the API's `code` field and for metrics.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Deadline { .. } => "deadline_exceeded",
-            Self::QueueTimeout { .. } => "queue_timeout",
-            Self::Rejected(Rejection::TooLong { .. }) => "context_length_exceeded",
-            Self::Rejected(Rejection::Invalid { .. }) => "invalid_request",
-            Self::Rejected(Rejection::Internal { .. }) => "engine_error",
-            Self::Rejected(Rejection::Overloaded { .. } | Rejection::Draining) => "overloaded",
-            Self::WorkerCrashed { .. } => "worker_crashed",
-            Self::NoWorker { .. } => "no_worker",
-            Self::SlowConsumer { .. } => "slow_client",
-            Self::ShuttingDown => "shutting_down",
-        }
-    }
-}
+use suspicion::{Judgement, Suspicion};
 
 /// What a request asks, as it came.
 #[derive(Debug, Clone)]
 pub(crate) struct Work {
     pub(crate) prompt: Vec<TokenId>,
+    /// Hashes of the prompt's beginnings, from `routing::prefix_hashes`.
+    pub(crate) prefix: Vec<u64>,
     pub(crate) sampling: SamplingParams,
     pub(crate) limits: RequestLimits,
     /// Most tokens the output can have in any worker; for counting, `limits` decide.
@@ -143,6 +82,38 @@ pub(crate) struct Load {
     pub(crate) requests: usize,
     /// Prompts not yet answered and output not yet made.
     pub(crate) tokens: u64,
+    /// Of the requests, suspects of one crash.
+    pub(crate) suspects: usize,
+    /// An isolated request that nothing else may join.
+    pub(crate) alone: Option<RequestId>,
+}
+
+/// What became of a dead worker's requests.
+#[derive(Debug)]
+pub(crate) struct Released<C> {
+    /// Those that are over: complete, or poison.
+    pub(crate) ended: Vec<Ended<C>>,
+    /// Those that wait again.
+    pub(crate) resumed: usize,
+    /// Of these, requests that became suspects.
+    pub(crate) suspected: usize,
+    pub(crate) blow: Blow,
+}
+
+/// Whether a worker's death may come again for the same reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blow {
+    Single,
+    /// It ran an isolated request, which will be tried again.
+    Recurring,
+}
+
+/// A suspect that has shown convincing progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cleared {
+    pub(crate) id: RequestId,
+    /// What it was placed as until now.
+    pub(crate) was: Standing,
 }
 
 #[derive(Debug)]
@@ -150,10 +121,16 @@ struct Entry<C> {
     work: Work,
     emitted: Vec<TokenId>,
     placement: Option<Placement>,
+    /// What it was placed as, or waits as.
+    standing: Standing,
+    suspicion: Suspicion,
+    /// Not tried before, while isolated.
+    due: Instant,
+    /// Tokens emitted before its present attempt.
+    run_start: usize,
     /// Tokens this request adds to its worker's load.
     load_tokens: u64,
     submissions: u32,
-    crashes: u32,
     admitted: Instant,
     patience: Patience,
     expiry: Instant,
@@ -163,12 +140,12 @@ struct Entry<C> {
 /// The requests in flight over a fixed number of workers.
 #[derive(Debug)]
 pub(crate) struct Ledger<C> {
-    entries: HashMap<RequestId, Entry<C>>,
-    /// Smaller priority first, then older first; a resumed request thus comes before everything newer.
-    waiting: BTreeSet<(i32, RequestId)>,
-    waiting_tokens: u64,
+    entries: HashMap<RequestId, Entry<C>, IdHash>,
+    queue: Queue,
     expiries: BTreeSet<(Instant, RequestId)>,
     loads: Vec<Load>,
+    /// Not yet taken by [`Self::take_cleared`].
+    cleared: Vec<Cleared>,
 }
 
 impl<C> Entry<C> {
@@ -187,16 +164,50 @@ impl<C> Entry<C> {
         }
         (self.emitted.len() >= limits.max_tokens as usize).then_some(FinishReason::Length)
     }
+
+    fn turn(&self, id: RequestId) -> Turn {
+        Turn { priority: self.work.limits.priority, id }
+    }
+}
+
+impl Load {
+    fn take(&mut self, id: RequestId, standing: Standing, tokens: u64) {
+        self.requests += 1;
+        self.tokens += tokens;
+        match standing {
+            Standing::Clear => {}
+            Standing::Suspect => self.suspects += 1,
+            Standing::Isolated => {
+                debug_assert_eq!((self.requests, self.alone), (1, None), "request {id} is not alone");
+                self.alone = Some(id);
+            }
+        }
+    }
+
+    fn give(&mut self, standing: Standing, tokens: u64) {
+        self.requests -= 1;
+        self.tokens -= tokens;
+        self.absolve(standing);
+    }
+
+    /// One of its requests is no longer what it was placed as.
+    fn absolve(&mut self, standing: Standing) {
+        match standing {
+            Standing::Clear => {}
+            Standing::Suspect => self.suspects -= 1,
+            Standing::Isolated => self.alone = None,
+        }
+    }
 }
 
 impl<C> Ledger<C> {
     pub(crate) fn new(workers: usize) -> Self {
         Self {
-            entries: HashMap::new(),
-            waiting: BTreeSet::new(),
-            waiting_tokens: 0,
+            entries: HashMap::default(),
+            queue: Queue::default(),
             expiries: BTreeSet::new(),
             loads: vec![Load::default(); workers],
+            cleared: Vec::new(),
         }
     }
 
@@ -205,11 +216,25 @@ impl<C> Ledger<C> {
     }
 
     pub(crate) fn waiting(&self) -> Waiting {
-        Waiting { requests: self.waiting.len(), tokens: self.waiting_tokens }
+        self.queue.waiting()
     }
 
     pub(crate) fn load(&self, worker: WorkerId) -> Load {
         self.loads.get(worker.0 as usize).copied().unwrap_or_default()
+    }
+
+    /// Whether a request runs alone in some worker.
+    pub(crate) fn is_isolating(&self) -> bool {
+        self.loads.iter().any(|load| load.alone.is_some())
+    }
+
+    /// Hashes of the beginnings of a request's prompt.
+    pub(crate) fn prefix(&self, id: RequestId) -> &[u64] {
+        self.entries.get(&id).map_or(&[], |entry| &entry.work.prefix)
+    }
+
+    pub(crate) fn consumer(&self, id: RequestId) -> Option<&C> {
+        self.entries.get(&id).map(|entry| &entry.consumer)
     }
 
     /// Takes a request; it waits. `id` must be new.
@@ -219,24 +244,26 @@ impl<C> Ledger<C> {
             work,
             emitted: Vec::new(),
             placement: None,
+            standing: Standing::Clear,
+            suspicion: Suspicion::default(),
+            due: now,
+            run_start: 0,
             load_tokens: 0,
             submissions: 0,
-            crashes: 0,
             admitted: now,
             patience,
             expiry,
             consumer,
         };
-        self.waiting.insert((entry.work.limits.priority, id));
-        self.waiting_tokens += entry.cost();
+        self.queue.insert(entry.turn(id), entry.standing, entry.due, entry.cost());
         self.expiries.insert((expiry, id));
         let before = self.entries.insert(id, entry);
         debug_assert!(before.is_none(), "request id {id} used twice");
     }
 
-    /// The request whose turn it is.
-    pub(crate) fn next_waiting(&self) -> Option<RequestId> {
-        self.waiting.first().map(|&(_, id)| id)
+    /// The waiting request of this standing whose turn it is.
+    pub(crate) fn next_waiting(&self, standing: Standing, now: Instant) -> Option<Turn> {
+        self.queue.first(standing, now)
     }
 
     /// Puts a waiting request into `worker`; returns the message that does so, or `None` if it does not wait.
@@ -246,14 +273,13 @@ impl<C> Ledger<C> {
             return None;
         }
         let load = self.loads.get_mut(worker.0 as usize)?;
-        self.waiting.remove(&(entry.work.limits.priority, id));
-        self.waiting_tokens -= entry.cost();
+        self.queue.remove(entry.turn(id), entry.standing, entry.due, entry.cost());
         let attempt = Attempt(entry.submissions);
         entry.submissions += 1;
         entry.placement = Some(Placement { worker, attempt });
+        entry.run_start = entry.emitted.len();
         entry.load_tokens = entry.cost();
-        load.requests += 1;
-        load.tokens += entry.load_tokens;
+        load.take(id, entry.standing, entry.load_tokens);
         // Once it had a place, only its own deadline counts.
         self.expiries.remove(&(entry.expiry, id));
         entry.expiry = entry.admitted + entry.patience.total;
@@ -293,7 +319,20 @@ impl<C> Ledger<C> {
         let load = &mut self.loads[worker.0 as usize];
         load.tokens -= entry.load_tokens - left.min(entry.load_tokens);
         entry.load_tokens = left.min(entry.load_tokens);
+        if entry.suspicion.is_disproved_by(entry.emitted.len() - entry.run_start) {
+            entry.suspicion.clear();
+            let was = std::mem::replace(&mut entry.standing, Standing::Clear);
+            load.absolve(was);
+            if was != Standing::Clear {
+                self.cleared.push(Cleared { id: event.id, was });
+            }
+        }
         TokenVerdict::Deliver(&entry.consumer)
+    }
+
+    /// The suspects cleared since the last call.
+    pub(crate) fn take_cleared(&mut self) -> Vec<Cleared> {
+        std::mem::take(&mut self.cleared)
     }
 
     /// The worker says that the request is done. `None` if stale. A cancel nobody here asked for puts the request back
@@ -334,34 +373,53 @@ impl<C> Ledger<C> {
         self.end(id, outcome).map(|ended| Ended { placement: None, ..ended })
     }
 
-    /// The worker is gone: everything it held waits again, except what is complete or has crashed workers too often.
-    pub(crate) fn release(
-        &mut self,
-        worker: WorkerId,
-        crash: Option<&str>,
-        crashes_max: u32,
-    ) -> Vec<Ended<C>> {
+    /// Takes a request out of its worker though that one is well; it waits again, unless its output is complete. Tells
+    /// where it was.
+    pub(crate) fn recall(&mut self, id: RequestId) -> Option<(Placement, Option<Ended<C>>)> {
+        let placement = self.entries.get(&id)?.placement?;
+        Some((placement, self.put_back(id)))
+    }
+
+    /// The worker is gone: everything it held waits again, except what is complete or is poison.
+    ///
+    /// All of it counts as having run. A worker is handed at most two requests more than it computes, and whether it
+    /// had begun with these nobody can tell any more; suspecting one too many costs less than missing the one.
+    pub(crate) fn release(&mut self, worker: WorkerId, death: Death<'_>, now: Instant) -> Released<C> {
         let held = |entry: &Entry<C>| entry.placement.is_some_and(|placement| placement.worker == worker);
         let mut ids: Vec<RequestId> =
             self.entries.iter().filter(|(_, entry)| held(entry)).map(|(&id, _)| id).collect();
         ids.sort_unstable();
-        let mut ended = Vec::new();
+        let mut released = Released { ended: Vec::new(), resumed: 0, suspected: 0, blow: Blow::Single };
         for id in ids {
             let Some(entry) = self.entries.get_mut(&id) else { continue };
-            entry.crashes += u32::from(crash.is_some());
-            let crashes = entry.crashes;
-            match crash {
-                Some(last) if crashes >= crashes_max && entry.complete().is_none() => {
-                    let error = RequestError::WorkerCrashed { crashes, last: last.to_owned() };
-                    ended.extend(self.end(id, Err(error)));
+            let was_alone = entry.standing == Standing::Isolated;
+            let was_clear = entry.suspicion.standing() == Standing::Clear;
+            let run_tokens = entry.emitted.len() - entry.run_start;
+            let judgement = entry.suspicion.died(death, entry.standing, run_tokens);
+            let is_suspected = was_clear && entry.suspicion.standing() != Standing::Clear;
+            let ended = match (judgement, death) {
+                (Judgement::Poison(crashes), Death::Crash(last)) if entry.complete().is_none() => {
+                    let error = RequestError::Poison { crashes, last: last.to_owned() };
+                    self.end(id, Err(error))
                 }
-                _ => ended.extend(self.put_back(id)),
+                (Judgement::Retry(wait), _) => {
+                    entry.due = now + wait;
+                    self.put_back(id)
+                }
+                (Judgement::Poison(_), _) => self.put_back(id),
+            };
+            match ended {
+                Some(ended) => released.ended.push(Ended { placement: None, ..ended }),
+                None => {
+                    released.resumed += 1;
+                    released.suspected += usize::from(is_suspected);
+                    if was_alone && death != Death::Ordered {
+                        released.blow = Blow::Recurring;
+                    }
+                }
             }
         }
-        for one in &mut ended {
-            one.placement = None;
-        }
-        ended
+        released
     }
 
     /// Removes a request whose consumer is gone or too slow; tells where it is so that the worker can be told.
@@ -398,8 +456,7 @@ impl<C> Ledger<C> {
 
     /// Ends every waiting request with `error`.
     pub(crate) fn fail_waiting(&mut self, error: &RequestError) -> Vec<Ended<C>> {
-        let ids: Vec<RequestId> = self.waiting.iter().map(|&(_, id)| id).collect();
-        ids.into_iter().filter_map(|id| self.end(id, Err(error.clone()))).collect()
+        self.queue.ids().into_iter().filter_map(|id| self.end(id, Err(error.clone()))).collect()
     }
 
     /// Ends every request with `error`.
@@ -417,11 +474,9 @@ impl<C> Ledger<C> {
         }
         let entry = self.entries.get_mut(&id)?;
         if let Some(placement) = entry.placement.take() {
-            let load = &mut self.loads[placement.worker.0 as usize];
-            load.requests -= 1;
-            load.tokens -= entry.load_tokens;
-            self.waiting.insert((entry.work.limits.priority, id));
-            self.waiting_tokens += entry.cost();
+            self.loads[placement.worker.0 as usize].give(entry.standing, entry.load_tokens);
+            entry.standing = entry.suspicion.standing();
+            self.queue.insert(entry.turn(id), entry.standing, entry.due, entry.cost());
         }
         None
     }
@@ -431,14 +486,9 @@ impl<C> Ledger<C> {
         self.expiries.remove(&(entry.expiry, id));
         match entry.placement {
             Some(placement) => {
-                let load = &mut self.loads[placement.worker.0 as usize];
-                load.requests -= 1;
-                load.tokens -= entry.load_tokens;
+                self.loads[placement.worker.0 as usize].give(entry.standing, entry.load_tokens);
             }
-            None => {
-                self.waiting.remove(&(entry.work.limits.priority, id));
-                self.waiting_tokens -= entry.cost();
-            }
+            None => self.queue.remove(entry.turn(id), entry.standing, entry.due, entry.cost()),
         }
         Some(Ended {
             id,

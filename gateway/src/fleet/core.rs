@@ -6,20 +6,24 @@
 //! waits for a worker or a consumer. A consumer that leaves too much unread loses its request, a worker that does not
 //! take a message gets no request; neither holds up anybody else.
 
+use super::notice::Telling;
 use super::request::{TokenRequest, TokenStream};
 use super::snapshot::{FleetSnapshot, LoadProgress, WorkerState};
 use super::state::{Consumer, REFUSAL_PAUSE, Slot, State};
 use crate::admission::{Admission, PROMPT_TOKENS_MAX, QueueLimits, SubmitError};
-use crate::ledger::{Ledger, Patience, RequestError, Work};
-use crate::supervisor::exit::LastExit;
+use crate::ledger::{Death, Ledger, Patience, RequestError, Work};
+use crate::routing::{Places, Router, prefix_hashes};
+use crate::supervisor::exit::{ExitKind, LastExit};
 use crate::supervisor::watchdog::Vitals;
 use shared::ids::{RequestId, WorkerId};
 use shared::ipc::message::{
     DeviceInfo, EngineStats, FromWorker, ModelInfo, Rejection, Timings, ToWorker, WorkerLimits,
 };
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
+use tracing::Span;
 
 /// Longest deadline taken at its word; beyond it a request would outlive any process.
 const DEADLINE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -38,23 +42,52 @@ pub(super) struct Arrival {
     pub(super) limits: WorkerLimits,
 }
 
+/// The locked state. When it is dropped, its fields go in this order: the lock is free before anything is told.
+struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    telling: Telling,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.telling.0 = std::mem::take(&mut self.state.notices);
+    }
+}
+
 impl Core {
     pub(super) fn new(workers: usize, queue: QueueLimits) -> Self {
         let slots = (0..workers).map(|index| Slot::new(WorkerId(index as u32))).collect();
         let state = State {
             ledger: Ledger::new(workers),
+            router: Router::default(),
             admission: Admission::new(queue),
             slots,
             next_id: 0,
             draining: false,
+            notices: Vec::new(),
         };
         Self { state: Mutex::new(state), changes: watch::Sender::new(0) }
     }
 
     /// A panic under the lock is a defect of one request; the state is whole between any two statements that
     /// change it, so the others go on.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Locked<'_> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { state, telling: Telling::default() }
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<u64> {
@@ -74,6 +107,7 @@ impl Core {
             return Err(SubmitError::PromptTooLong { tokens: request.prompt.len() });
         }
         let now = Instant::now();
+        let prefix = prefix_hashes(&request.prompt);
         let mut state = self.lock();
         if state.draining {
             return Err(SubmitError::Draining);
@@ -92,8 +126,8 @@ impl Core {
         let patience =
             Patience { queue: limits.timeout.min(DEADLINE_MAX), total: request.deadline.min(DEADLINE_MAX) };
         let TokenRequest { prompt, sampling, limits, .. } = request;
-        let work = Work { prompt, sampling, limits, output_tokens_max };
-        state.ledger.admit(id, work, patience, Consumer { events }, now);
+        let work = Work { prompt, prefix, sampling, limits, output_tokens_max };
+        state.ledger.admit(id, work, patience, Consumer { events, span: Span::current() }, now);
         state.dispatch(now);
         drop(state);
         Ok(TokenStream::new(id, receiver, Arc::clone(self)))
@@ -261,6 +295,7 @@ impl Core {
         self.update(worker, |slot| {
             if slot.epoch == arrival.epoch {
                 slot.outbound = Some(arrival.outbound);
+                slot.places = Places::of(&arrival.limits);
                 slot.view.model = Some(arrival.model);
                 slot.view.limits = Some(arrival.limits);
                 slot.view.state = WorkerState::Ready;
@@ -297,20 +332,20 @@ impl Core {
     /// The worker's process is gone: its requests go elsewhere. `crash` names the exit where they may have caused it.
     pub(super) fn release(&self, worker: WorkerId, last_exit: LastExit, crash: Option<&str>) {
         let mut state = self.lock();
+        let mut is_ending = false;
+        let exit = last_exit.exit;
         if let Some(slot) = state.slot(worker) {
+            is_ending = matches!(slot.view.state, WorkerState::Draining | WorkerState::Stopped);
             slot.outbound = None;
             slot.view.pid = None;
             slot.view.last_exit = Some(last_exit);
         }
-        let crashes_max = state.admission.limits().crashes;
-        let held = state.ledger.load(worker).requests;
-        let ended = state.ledger.release(worker, crash, crashes_max);
-        metrics::counter!("rocmforge_requests_resumed_total")
-            .increment((held - ended.len().min(held)) as u64);
-        for ended in ended {
-            state.conclude(ended, Timings::default());
-        }
-        state.dispatch(Instant::now());
+        let death = match crash {
+            Some(last) => Death::Crash(last),
+            None if !is_ending && exit.is_some_and(ExitKind::is_from_outside) => Death::Killed,
+            None => Death::Ordered,
+        };
+        state.release(worker, death, Instant::now());
     }
 
     /// Sends a message that is not about a request, if the worker takes one now.

@@ -1,7 +1,16 @@
-//! The fleet's gauges. Counters are counted where their events happen, in [`super::core`].
+//! The fleet's gauges, and the counters of what happens to requests. Other counters are counted where their events
+//! happen, in [`super::core`].
 
 use super::snapshot::{FleetSnapshot, WorkerState};
-use metrics::{Unit, describe_counter, describe_gauge, gauge};
+use crate::ledger::{Death, Released, RequestError};
+use crate::routing::Reason;
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+
+const ROUTED: &str = "rocmforge_requests_routed_total";
+const RESUMED: &str = "rocmforge_requests_resumed_total";
+const SUSPECTED: &str = "rocmforge_requests_suspected_total";
+const CLEARED: &str = "rocmforge_requests_cleared_total";
+const POISON: &str = "rocmforge_requests_poison_total";
 
 /// Says what each metric means. Call after the process's recorder is installed.
 pub(super) fn describe() {
@@ -33,7 +42,58 @@ pub(super) fn describe() {
     );
     describe_counter!("rocmforge_tokens_generated_total", "Tokens delivered to requests");
     describe_counter!("rocmforge_requests_ended_total", "Requests ended, by outcome");
-    describe_counter!("rocmforge_requests_resumed_total", "Requests handed on after their worker died");
+    describe_counter!(
+        ROUTED,
+        "Requests handed to a worker, by reason: load, prefix (cached) or alone (isolated)"
+    );
+    describe_counter!(RESUMED, "Requests handed on after their worker died, by cause: crash, kill or order");
+    describe_counter!(SUSPECTED, "Requests that became suspects of a crash or of repeated kills");
+    describe_counter!(CLEARED, "Suspects that were cleared by making progress");
+    describe_counter!(POISON, "Requests given up since they crash workers");
+    for reason in [Reason::Load, Reason::Prefix, Reason::Alone] {
+        counter!(ROUTED, "reason" => reason_label(reason)).absolute(0);
+    }
+    for death in [Death::Crash(""), Death::Killed, Death::Ordered] {
+        counter!(RESUMED, "cause" => cause_label(death)).absolute(0);
+    }
+    for name in [SUSPECTED, CLEARED, POISON] {
+        counter!(name).absolute(0);
+    }
+}
+
+/// A request was handed to a worker.
+pub(super) fn routed(reason: Reason) {
+    counter!(ROUTED, "reason" => reason_label(reason)).increment(1);
+}
+
+/// A suspect has shown progress.
+pub(super) fn cleared() {
+    counter!(CLEARED).increment(1);
+}
+
+/// A worker died and its requests were taken from it.
+pub(super) fn released<C>(death: Death<'_>, released: &Released<C>) {
+    counter!(RESUMED, "cause" => cause_label(death)).increment(released.resumed as u64);
+    counter!(SUSPECTED).increment(released.suspected as u64);
+    let poison = |outcome: &Result<_, RequestError>| matches!(outcome, Err(RequestError::Poison { .. }));
+    let given_up = released.ended.iter().filter(|ended| poison(&ended.outcome)).count();
+    counter!(POISON).increment(given_up as u64);
+}
+
+fn reason_label(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Load => "load",
+        Reason::Prefix => "prefix",
+        Reason::Alone => "alone",
+    }
+}
+
+fn cause_label(death: Death<'_>) -> &'static str {
+    match death {
+        Death::Crash(_) => "crash",
+        Death::Killed => "kill",
+        Death::Ordered => "order",
+    }
 }
 
 /// Sets every gauge.

@@ -15,6 +15,7 @@ mod config;
 mod core;
 mod keeper;
 mod metrics;
+mod notice;
 mod request;
 mod run_dir;
 mod snapshot;

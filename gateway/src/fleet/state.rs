@@ -1,15 +1,18 @@
 //! What the lock of [`super::core`] guards: the requests, the workers as requests see them, and the steps that change
-//! both. Nothing here waits: everything sent goes into a bounded channel that takes it at once or not at all.
+//! both. Nothing here waits or calls the system: everything sent goes into a bounded channel that takes it at once or
+//! not at all, and log lines are written once the lock is free.
 
+use super::notice::Notice;
 use super::request::FleetEvent;
 use super::snapshot::{WorkerSnapshot, WorkerState};
 use crate::admission::Admission;
-use crate::ledger::{Ended, Ledger, Placement, RequestError, TokenVerdict};
-use crate::routing::{self, Candidate};
+use crate::ledger::{Cleared, Death, Ended, Ledger, Placement, RequestError, Standing, TokenVerdict};
+use crate::routing::{Candidate, Decision, Outlook, Places, Reason, Router};
 use shared::ids::{RequestId, WorkerId};
-use shared::ipc::message::{EngineStats, FinishReason, Timings, ToWorker, TokenEvent};
+use shared::ipc::message::{EngineStats, FinishReason, Submit, Timings, ToWorker, TokenEvent};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use tracing::Span;
 
 /// How long a worker that refused a request for lack of room is left alone.
 pub(super) const REFUSAL_PAUSE: Duration = Duration::from_millis(20);
@@ -17,15 +20,20 @@ pub(super) const REFUSAL_PAUSE: Duration = Duration::from_millis(20);
 /// The requests and the workers of one fleet.
 pub(super) struct State {
     pub(super) ledger: Ledger<Consumer>,
+    pub(super) router: Router,
     pub(super) admission: Admission,
     pub(super) slots: Vec<Slot>,
     pub(super) next_id: u64,
     pub(super) draining: bool,
+    /// To be told when the lock is free.
+    pub(super) notices: Vec<Notice>,
 }
 
 /// Where one request's events go.
 pub(super) struct Consumer {
     pub(super) events: mpsc::Sender<FleetEvent>,
+    /// What the request was submitted in; it carries the API's request id.
+    pub(super) span: Span,
 }
 
 /// One worker as requests see it.
@@ -38,6 +46,8 @@ pub(super) struct Slot {
     pub(super) pongs: u64,
     pub(super) useful: bool,
     pub(super) paused_until: Option<Instant>,
+    /// From the limits it announced.
+    pub(super) places: Places,
     pub(super) tokens_generated: metrics::Counter,
 }
 
@@ -59,7 +69,16 @@ impl Slot {
         };
         let tokens_generated =
             metrics::counter!("rocmforge_tokens_generated_total", "worker" => id.to_string());
-        Self { view, epoch: 0, outbound: None, pongs: 0, useful: false, paused_until: None, tokens_generated }
+        Self {
+            view,
+            epoch: 0,
+            outbound: None,
+            pongs: 0,
+            useful: false,
+            paused_until: None,
+            places: Places { requests: 1, suspects: 1 },
+            tokens_generated,
+        }
     }
 }
 
@@ -68,9 +87,14 @@ impl State {
         self.slots.get_mut(worker.0 as usize)
     }
 
-    /// Why no worker will serve soon, or `None` while one does or may.
+    /// Why no worker will ever serve again, or `None` while one does or may.
     pub(super) fn hopeless(&self) -> Option<String> {
-        let lost = |slot: &Slot| matches!(slot.view.state, WorkerState::Failed | WorkerState::Stopped);
+        let lost = |slot: &Slot| match slot.view.state {
+            WorkerState::Stopped => true,
+            // With an open circuit it is tried again, and requests wait for that as their deadlines allow.
+            WorkerState::Failed => slot.view.last_exit.as_ref().is_some_and(|exit| exit.permanent),
+            _ => false,
+        };
         self.slots.iter().all(lost).then(|| {
             self.slots.first().map_or_else(|| "no worker configured".to_owned(), |slot| slot.view.describe())
         })
@@ -84,17 +108,20 @@ impl State {
 
     /// Hands waiting requests to workers until one side runs out.
     pub(super) fn dispatch(&mut self, now: Instant) {
-        while let Some(id) = self.ledger.next_waiting() {
-            let candidates = self.slots.iter().filter(|slot| slot.takes_requests(now)).map(|slot| {
-                let load = self.ledger.load(slot.view.id);
-                Candidate {
+        loop {
+            let candidates: Vec<Candidate> = self
+                .slots
+                .iter()
+                .filter(|slot| slot.takes_requests(now))
+                .map(|slot| Candidate {
                     worker: slot.view.id,
-                    requests: load.requests,
-                    outstanding_tokens: load.tokens,
-                    places: slot.view.limits.as_ref().map_or(1, routing::places),
-                }
-            });
-            let Some(worker) = routing::choose(candidates) else { return };
+                    load: self.ledger.load(slot.view.id),
+                    places: slot.places,
+                })
+                .collect();
+            let outlook = self.outlook();
+            let Some(decision) = self.router.next(&self.ledger, &candidates, outlook, now) else { return };
+            let Decision { id, worker, reason } = decision;
             let slot = &mut self.slots[worker.0 as usize];
             let Some(permit) = slot.outbound.as_ref().and_then(|outbound| outbound.try_reserve().ok()) else {
                 // The worker does not read now; its watchdog decides whether that is a hang.
@@ -102,17 +129,21 @@ impl State {
                 continue;
             };
             let Some(submit) = self.ledger.assign(id, worker) else { return };
-            if submit.attempt.0 > 0 {
-                tracing::info!(
-                    request_id = id.0,
-                    worker = worker.0,
-                    attempt = submit.attempt.0,
-                    emitted = submit.emitted.len(),
-                    "request submitted again"
-                );
-            }
+            self.router.placed(self.ledger.prefix(id), worker);
+            super::metrics::routed(reason);
+            self.notices.extend(submitted(&submit, decision, self.ledger.consumer(id)));
             permit.send(ToWorker::Submit(Box::new(submit)));
         }
+    }
+
+    fn outlook(&self) -> Outlook {
+        let returns = |slot: &Slot| {
+            matches!(
+                slot.view.state,
+                WorkerState::Starting | WorkerState::Loading | WorkerState::Crashed | WorkerState::Backoff
+            )
+        };
+        if self.slots.iter().any(returns) { Outlook::Returning } else { Outlook::Complete }
     }
 
     pub(super) fn step(
@@ -145,10 +176,48 @@ impl State {
             slot.useful |= delivered > 0;
             slot.tokens_generated.increment(delivered);
         }
+        freed |= self.absolve();
         if freed {
             self.dispatch(Instant::now());
         }
         Ok(())
+    }
+
+    /// Sees to the suspects that have shown progress; says whether there were any. One that ran alone gives way to the
+    /// next that must: it goes on wherever there is a place, with what its worker's cache kept of it.
+    fn absolve(&mut self) -> bool {
+        let cleared = self.ledger.take_cleared();
+        for &Cleared { id, was } in &cleared {
+            let span = self.ledger.consumer(id).map_or_else(Span::none, |consumer| consumer.span.clone());
+            self.notices.push(Notice::Cleared { span, sequence: id });
+            super::metrics::cleared();
+            let others = self.ledger.next_waiting(Standing::Isolated, Instant::now()).is_some();
+            if was == Standing::Isolated
+                && others
+                && let Some((placement, ended)) = self.ledger.recall(id)
+            {
+                self.cancel_in_worker(id, Some(placement));
+                if let Some(ended) = ended {
+                    self.conclude(ended, Timings::default());
+                }
+            }
+        }
+        !cleared.is_empty()
+    }
+
+    /// The worker's process is gone: its requests go elsewhere.
+    pub(super) fn release(&mut self, worker: WorkerId, death: Death<'_>, now: Instant) {
+        let released = self.ledger.release(worker, death, now);
+        self.router.lost(worker, released.blow);
+        super::metrics::released(death, &released);
+        for ended in released.ended {
+            if let Err(RequestError::Poison { crashes, .. }) = &ended.outcome {
+                let span = ended.consumer.span.clone();
+                self.notices.push(Notice::Poison { span, sequence: ended.id, worker, crashes: *crashes });
+            }
+            self.conclude(ended, Timings::default());
+        }
+        self.dispatch(now);
     }
 
     /// Ends a request whose consumer does not read.
@@ -188,8 +257,8 @@ impl State {
         let Some(outbound) = slot.outbound.as_ref() else { return };
         if outbound.try_send(ToWorker::Cancel { id, attempt }).is_err() {
             // A cancel must not be lost: without its connection the worker is given up and its blocks with it.
-            tracing::warn!(worker = worker.0, "worker does not read its socket, connection dropped");
             slot.outbound = None;
+            self.notices.push(Notice::Deaf { worker });
         }
     }
 }
@@ -200,4 +269,18 @@ impl Slot {
             && self.outbound.is_some()
             && self.paused_until.is_none_or(|until| now >= until)
     }
+}
+
+/// What there is to tell about a submission.
+fn submitted(submit: &Submit, decision: Decision, consumer: Option<&Consumer>) -> Option<Notice> {
+    let (attempt, emitted) = (submit.attempt.0, submit.emitted.len());
+    let (sequence, worker) = (decision.id, decision.worker);
+    if attempt == 0 {
+        return None;
+    }
+    let span = consumer.map_or_else(Span::none, |consumer| consumer.span.clone());
+    Some(match decision.reason {
+        Reason::Alone => Notice::Isolated { span, sequence, worker, attempt, emitted },
+        Reason::Load | Reason::Prefix => Notice::Resumed { span, sequence, worker, attempt, emitted },
+    })
 }

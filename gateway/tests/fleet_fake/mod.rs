@@ -5,7 +5,7 @@ pub(crate) mod worker;
 use futures_util::StreamExt;
 use gateway::fleet::*;
 use shared::ids::TokenId;
-use shared::ipc::message::{FinishReason, RequestLimits};
+use shared::ipc::message::{FinishReason, RequestLimits, TokenLogprobs};
 use shared::sampling::SamplingParams;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -60,10 +60,10 @@ impl Setup {
         };
         let run_dir = parent.path().join("run");
         let config = FleetConfig {
-            workers: vec![worker; self.workers],
             run_dir: run_dir.clone(),
             timing: self.timing,
             queue: self.queue,
+            ..FleetConfig::new(vec![worker; self.workers])
         };
         Scene { fleet: Fleet::start(config).expect("starts"), notes, run_dir, _parent: parent }
     }
@@ -117,6 +117,8 @@ impl Scene {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) tokens: Vec<TokenId>,
+    /// Of each token for which they came.
+    pub(crate) logprobs: Vec<TokenLogprobs>,
     pub(crate) end: Result<FinishReason, RequestError>,
     pub(crate) attempts: u32,
 }
@@ -137,11 +139,14 @@ pub(crate) fn expected(prompt: &[TokenId], max_tokens: u32) -> Vec<TokenId> {
 
 /// Reads a stream to its end, which must be one terminal event and then nothing.
 pub(crate) async fn collect(mut stream: TokenStream) -> Outcome {
-    let mut tokens = Vec::new();
+    let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
     let reading = async {
         loop {
             match stream.next().await.expect("a terminal event before the end") {
-                FleetEvent::Token(token, _) => tokens.push(token),
+                FleetEvent::Token(token, scores) => {
+                    tokens.push(token);
+                    logprobs.extend(scores);
+                }
                 FleetEvent::Finished { reason, attempts, .. } => break (Ok(reason), attempts),
                 FleetEvent::Failed(error) => break (Err(error), 0),
             }
@@ -149,7 +154,7 @@ pub(crate) async fn collect(mut stream: TokenStream) -> Outcome {
     };
     let (end, attempts) = tokio::time::timeout(PATIENCE * 2, reading).await.expect("ends in time");
     assert_eq!(stream.next().await, None, "nothing after the terminal event");
-    Outcome { tokens, end, attempts }
+    Outcome { tokens, logprobs, end, attempts }
 }
 
 /// Whether a process of this id is there (a zombie counts).

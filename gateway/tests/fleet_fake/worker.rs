@@ -5,7 +5,7 @@
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use shared::ids::TokenId;
+use shared::ids::{Attempt, RequestId, TokenId};
 use shared::ipc::frame::encode_frame;
 use shared::ipc::message::*;
 use shared::ipc::{FrameReader, PROTOCOL_VERSION};
@@ -16,8 +16,14 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
-/// A prompt that starts with this token makes the worker abort when it runs.
+/// A prompt that starts with this token makes the worker abort when it computes it.
 pub(crate) const POISON: TokenId = 666;
+/// The same once it has emitted as many tokens as the prompt's second token says.
+pub(crate) const POISON_LATE: TokenId = 667;
+/// A prompt that starts with this token makes the worker hang.
+pub(crate) const POISON_HANG: TokenId = 668;
+/// A prompt that starts with this token makes the kernel kill the worker, as for lack of memory.
+pub(crate) const MEMORY_EATER: TokenId = 669;
 /// Sequences the fake worker says it computes at once.
 pub(crate) const SEQUENCES: u32 = 4;
 /// Its context.
@@ -27,6 +33,13 @@ pub(crate) const CONTEXT_TOKENS: u32 = 100_000;
 pub(crate) fn token_at(prompt: &[TokenId], index: usize) -> TokenId {
     let sum: u32 = prompt.iter().fold(7, |sum, token| sum.wrapping_mul(31).wrapping_add(*token));
     sum.wrapping_add(index as u32 * 17) % 50_000
+}
+
+/// The log probabilities that go with it.
+pub(crate) fn logprobs_at(prompt: &[TokenId], index: usize, top: u32) -> TokenLogprobs {
+    let token = token_at(prompt, index);
+    let top = (0..top).map(|rank| (token + rank, -0.5 - (index + rank as usize) as f32)).collect();
+    TokenLogprobs { logprob: -0.5 - index as f32, top }
 }
 
 /// How the worker misbehaves.
@@ -135,10 +148,6 @@ impl Worker {
             ToWorker::Hello { .. } => self.introduce(write).await,
             ToWorker::Submit(submit) => {
                 self.note(&format!("submit {} {} {}", submit.id, submit.attempt, submit.emitted.len()));
-                if submit.prompt[0] == POISON {
-                    eprintln!("assertion failed: poison");
-                    std::process::abort();
-                }
                 self.jobs.push(*submit);
             }
             ToWorker::Cancel { id, attempt } => {
@@ -184,12 +193,44 @@ impl Worker {
     }
 
     fn stats(&self) -> EngineStats {
-        EngineStats { step: self.step, running: self.jobs.len() as u32, ..EngineStats::default() }
+        let jobs = self.jobs.len() as u32;
+        let running = jobs.min(SEQUENCES);
+        EngineStats { step: self.step, running, waiting: jobs - running, ..EngineStats::default() }
+    }
+
+    /// The requests computed now; the others wait for a place.
+    fn running(&mut self) -> impl Iterator<Item = &mut Submit> {
+        self.jobs.iter_mut().take(SEQUENCES as usize)
+    }
+
+    /// What a step does to a worker that computes bad requests.
+    async fn suffer(&mut self) {
+        let jobs: Vec<(TokenId, bool)> = self
+            .running()
+            .map(|job| (job.prompt[0], job.prompt.get(1) == Some(&(job.emitted.len() as TokenId))))
+            .collect();
+        for (kind, is_due) in jobs {
+            let is_fatal = kind == POISON || (kind == POISON_LATE && is_due);
+            if is_fatal {
+                self.note(&format!("aborts {kind}"));
+                eprintln!("assertion failed: poison");
+                std::process::abort();
+            }
+            if kind == POISON_HANG {
+                self.note("hangs");
+                std::future::pending::<()>().await;
+            }
+            if kind == MEMORY_EATER {
+                self.note("out of memory");
+                nix::sys::signal::raise(Signal::SIGKILL).expect("signal");
+            }
+        }
     }
 
     /// One step: one token for every job, one frame for all.
     async fn advance(&mut self, write: &mut OwnedWriteHalf) {
         self.step += 1;
+        self.suffer().await;
         if self.first_life && self.step > 5 {
             match self.script {
                 Script::FirstGarbage => {
@@ -202,27 +243,37 @@ impl Worker {
         }
         let skip = u32::from(self.first_life && self.script == Script::FirstGap && self.step == 6);
         let mut events = Vec::new();
-        for job in &mut self.jobs {
+        for job in self.running() {
             let index = job.emitted.len();
             let token = token_at(&job.prompt, index);
             job.emitted.push(token);
-            events.push(TokenEvent {
-                id: job.id,
-                attempt: job.attempt,
-                index: index as u32 + skip,
-                token,
-                logprobs: None,
-            });
+            let logprobs = job.sampling.logprobs.map(|top| logprobs_at(&job.prompt, index, top));
+            let index = index as u32 + skip;
+            events.push(TokenEvent { id: job.id, attempt: job.attempt, index, token, logprobs });
         }
         send(write, &FromWorker::Step { events, stats: self.stats() }).await;
-        let done = |job: &Submit| job.emitted.len() >= job.limits.max_tokens as usize;
-        for job in self.jobs.iter().filter(|job| done(job)) {
-            let (id, attempt, reason) = (job.id, job.attempt, FinishReason::Length);
+        for (id, attempt, reason) in self.jobs.iter().filter_map(end) {
             let timings = Timings { decode_us: 5, ..Timings::default() };
             send(write, &FromWorker::Finished { id, attempt, reason, timings }).await;
         }
-        self.jobs.retain(|job| !done(job));
+        self.jobs.retain(|job| end(job).is_none());
     }
+}
+
+/// Whether a request has ended with its last token, and why.
+fn end(job: &Submit) -> Option<(RequestId, Attempt, FinishReason)> {
+    let limits = &job.limits;
+    let emitted = job.emitted.len();
+    let may_stop = emitted > limits.min_tokens as usize;
+    let stops = may_stop && job.emitted.last().is_some_and(|last| limits.stop_tokens.contains(last));
+    let reason = if stops {
+        FinishReason::Stop
+    } else if emitted >= limits.max_tokens as usize {
+        FinishReason::Length
+    } else {
+        return None;
+    };
+    Some((job.id, job.attempt, reason))
 }
 
 async fn read_messages(read: OwnedReadHalf, messages: mpsc::UnboundedSender<ToWorker>) {
