@@ -4,6 +4,7 @@
 //! ships. A [`Server`] stops its process by pid when dropped, so that no test leaves one behind.
 
 mod http;
+pub mod load;
 mod random;
 mod server;
 

@@ -4,6 +4,7 @@
 
 mod chat;
 mod completions;
+mod limits;
 mod mutations;
 mod refusals;
 mod scripted;

@@ -13,8 +13,9 @@
 
 mod load;
 
+use harness::load::{Answer, quantile};
 use harness::{Server, ServerOptions, binary};
-use load::{Answer, quantile, request, run};
+use load::{request, run};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -36,7 +37,7 @@ fn start(step_us: u64, stamps: Option<&Path>) -> (Server, SocketAddr) {
         options = options.env("STUB_STAMPS", path.to_str().expect("a path of text"));
     }
     let server = Server::ready(&options);
-    let address = server.at("").strip_prefix("http://").expect("a URL").parse().expect("an address");
+    let address = server.address();
     (server, address)
 }
 
