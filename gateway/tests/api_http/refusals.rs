@@ -169,11 +169,11 @@ async fn refusals_of_the_fleet_have_their_status() {
 #[tokio::test]
 async fn failures_of_the_fleet_have_their_status() {
     let too_long = Rejection::TooLong { prompt_tokens: 9, context_tokens: 8 };
-    let crash = RequestError::WorkerCrashed { crashes: 3, last: "SIGSEGV".to_owned() };
+    let poison = RequestError::Poison { crashes: 3, last: "SIGSEGV".to_owned() };
     for (error, status, code) in [
         (RequestError::Rejected(too_long), 400, "context_length_exceeded"),
         (RequestError::QueueTimeout { waited_ms: 5 }, 503, "queue_timeout"),
-        (crash, 500, "worker_crashed"),
+        (poison, 500, "poison_request"),
         (RequestError::ShuttingDown, 503, "shutting_down"),
     ] {
         let answer = Server::new(Script::Fails("a", error)).complete(json!({})).await;
