@@ -249,7 +249,7 @@ pub const OTHER_VARIABLES: &[[&str; 4]] = &[
         "server that the commands generate and models ask",
     ],
     ["ROCMFORGE_MODELS", "", "/models", "folder whose files the command models lists"],
-    ["ROCMFORGE_CPU_ISA", "", "avx2", "forces a CPU code path in workers: portable, avx2 or avx512"],
+    ["ROCMFORGE_CPU_ISA", "", "avx2", "forces a CPU code path in workers: portable, avx2, avx512 or amx"],
     [
         "ROCMFORGE_FAULT",
         "",
