@@ -164,7 +164,13 @@ impl DeviceArgs {
         match std::env::var(ISA_VARIABLE) {
             Ok(name) if !name.is_empty() => Isa::parse(&name)
                 .map_err(|error| CommandError::Configuration(format!("{ISA_VARIABLE}: {error}"))),
-            _ => Ok(Isa::detect()),
+            _ => {
+                let best = Isa::detect();
+                if let Some(reason) = Isa::amx_refusal() {
+                    tracing::warn!(%reason, isa = %best, "amx is not used");
+                }
+                Ok(best)
+            }
         }
     }
 
