@@ -13,8 +13,6 @@ const QUEUE_REQUESTS_DEFAULT: usize = 512;
 const QUEUE_TOKENS_DEFAULT: u64 = 4_000_000;
 /// Tokens a request's consumer may leave unread before the request is ended: about a minute of fast decoding.
 const UNREAD_TOKENS_MAX_DEFAULT: usize = 4096;
-/// Crashes of its worker that one request may live through.
-const CRASHES_MAX_DEFAULT: u32 = 3;
 
 /// Longest prompt the fleet takes, whatever a worker's context is: what fits a frame with room for the output.
 pub const PROMPT_TOKENS_MAX: usize = 2_000_000;
@@ -30,8 +28,6 @@ pub struct QueueLimits {
     pub timeout: Duration,
     /// Tokens a consumer may leave unread before its request is ended.
     pub unread_tokens: usize,
-    /// Crashes of its worker that one request may live through; kills from outside do not count.
-    pub crashes: u32,
 }
 
 impl Default for QueueLimits {
@@ -41,7 +37,6 @@ impl Default for QueueLimits {
             tokens: QUEUE_TOKENS_DEFAULT,
             timeout: Duration::from_secs(120),
             unread_tokens: UNREAD_TOKENS_MAX_DEFAULT,
-            crashes: CRASHES_MAX_DEFAULT,
         }
     }
 }
@@ -147,6 +142,12 @@ impl Admission {
 
     pub(crate) fn limits(&self) -> &QueueLimits {
         &self.limits
+    }
+
+    /// Changes how much may wait.
+    pub(crate) fn set_limits(&mut self, requests: usize, tokens: u64) {
+        self.limits.requests = requests;
+        self.limits.tokens = tokens;
     }
 
     /// Whether a request of `tokens` may join what waits.

@@ -9,7 +9,7 @@ use crate::supervisor::machine::Loss;
 use shared::error::one_line;
 use shared::ipc::PROTOCOL_VERSION;
 use shared::ipc::frame::FrameError;
-use shared::ipc::message::{DeviceInfo, FromWorker, ModelInfo, ToWorker, WorkerLimits};
+use shared::ipc::message::{DeviceInfo, FromWorker, ModelInfo, Phase, ToWorker, WorkerLimits};
 use shared::ipc::transport::{Connection, Receiver, Sender, TransportError, connect};
 use std::path::Path;
 use std::time::Duration;
@@ -29,8 +29,10 @@ const WRITE_BATCH_BYTES: usize = 1 << 20;
 /// What a worker says about itself.
 #[derive(Debug)]
 pub(crate) enum Report {
-    /// Its answer to the handshake.
-    Hello { version: u32, device: DeviceInfo },
+    /// Its answer to the handshake. `own_pid` is there only if the system names the same process as its peer.
+    Hello { version: u32, own_pid: Option<u32>, device: DeviceInfo },
+    /// What its engine is doing, and its count of progress.
+    Heartbeat { phase: Phase, progress: u64 },
     /// The model loads.
     Loading { done_bytes: u64, total_bytes: u64 },
     /// The model is loaded.
@@ -47,9 +49,19 @@ pub(crate) struct Sink<M, U> {
     pub(crate) unsendable: U,
 }
 
-/// Connects to `path` as soon as the worker listens, then serves the connection until it ends or the task is aborted.
+/// How long a worker that does not listen is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Until the task is aborted: the process was started a moment ago.
+    Boundless,
+    /// Not at all: the caller tries again in its own time.
+    OneTry,
+}
+
+/// Connects to `path`, then serves the connection until it ends or the task is aborted.
 pub(crate) async fn run<M, U>(
     path: &Path,
+    patience: Patience,
     outbound: mpsc::Receiver<ToWorker>,
     sink: Sink<M, U>,
     reports: mpsc::Sender<Report>,
@@ -57,13 +69,19 @@ pub(crate) async fn run<M, U>(
     M: Fn(FromWorker) -> Result<(), String>,
     U: Fn(&ToWorker, String),
 {
-    let loss = match connect_patiently(path).await {
-        Ok(Connection { receiver, sender, .. }) => {
+    let connected = match patience {
+        Patience::Boundless => connect_patiently(path).await,
+        Patience::OneTry => connect(path).await,
+    };
+    let loss = match connected {
+        Ok(Connection { receiver, sender, peer_pid }) => {
+            let reader = Reader { receiver, peer_pid, reports: &reports };
             tokio::select! {
-                loss = read(receiver, sink.message, &reports) => loss,
+                loss = reader.read(sink.message) => loss,
                 loss = write(sender, outbound, sink.unsendable) => loss,
             }
         }
+        Err(error @ TransportError::Io { .. }) => Loss::Fatal(one_line(&error)),
         Err(error) => Loss::Protocol(one_line(&error)),
     };
     // The keeper may be gone already, and then nobody wants to know.
@@ -113,30 +131,43 @@ async fn write(
     }
 }
 
-async fn read(
-    mut receiver: Receiver,
-    on_message: impl Fn(FromWorker) -> Result<(), String>,
-    reports: &mpsc::Sender<Report>,
-) -> Loss {
-    loop {
-        let report = match receiver.read::<FromWorker>().await {
-            Ok(Some(FromWorker::Hello { version, device, .. })) => Report::Hello { version, device },
-            Ok(Some(FromWorker::Loading { done_bytes, total_bytes })) => {
-                Report::Loading { done_bytes, total_bytes }
-            }
-            Ok(Some(FromWorker::Ready { model, limits })) => Report::Ready { model, limits },
-            Ok(Some(FromWorker::Fatal { error })) => return Loss::Fatal(error),
-            Ok(Some(message)) => {
-                if let Err(reason) = on_message(message) {
-                    return Loss::Protocol(reason);
+/// The reading half.
+struct Reader<'a> {
+    receiver: Receiver,
+    peer_pid: Option<u32>,
+    reports: &'a mpsc::Sender<Report>,
+}
+
+impl Reader<'_> {
+    /// Hands on what comes until nothing does.
+    async fn read(mut self, on_message: impl Fn(FromWorker) -> Result<(), String>) -> Loss {
+        loop {
+            let report = match self.receiver.read::<FromWorker>().await {
+                Ok(Some(FromWorker::Hello { version, pid, device })) => {
+                    // They differ where the worker runs in another container, and then its id means nothing here.
+                    let own_pid = self.peer_pid.filter(|peer| *peer == pid);
+                    Report::Hello { version, own_pid, device }
                 }
-                continue;
+                Ok(Some(FromWorker::Loading { done_bytes, total_bytes })) => {
+                    Report::Loading { done_bytes, total_bytes }
+                }
+                Ok(Some(FromWorker::Ready { model, limits })) => Report::Ready { model, limits },
+                Ok(Some(FromWorker::Heartbeat { phase, progress })) => Report::Heartbeat { phase, progress },
+                Ok(Some(FromWorker::Fatal { error })) => return Loss::Fatal(error),
+                Ok(Some(FromWorker::Leaving)) => return Loss::Left,
+                Ok(Some(FromWorker::Busy { owner_pid })) => return Loss::Busy(owner_pid),
+                Ok(Some(message)) => {
+                    if let Err(reason) = on_message(message) {
+                        return Loss::Protocol(reason);
+                    }
+                    continue;
+                }
+                Ok(None) | Err(FrameError::Io(_) | FrameError::Truncated { .. }) => return Loss::Closed,
+                Err(error) => return Loss::Protocol(one_line(&error)),
+            };
+            if self.reports.send(report).await.is_err() {
+                return Loss::Closed;
             }
-            Ok(None) | Err(FrameError::Io(_) | FrameError::Truncated { .. }) => return Loss::Closed,
-            Err(error) => return Loss::Protocol(one_line(&error)),
-        };
-        if reports.send(report).await.is_err() {
-            return Loss::Closed;
         }
     }
 }

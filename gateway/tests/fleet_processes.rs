@@ -131,7 +131,7 @@ async fn a_hung_worker_is_killed_and_its_requests_go_on() {
     assert_eq!(outcome.tokens, expected(&[8, 1], 40));
     assert_eq!((outcome.end, outcome.attempts), (Ok(FinishReason::Length), 2));
     let cause = scene.ready().await.workers[0].last_exit.as_ref().expect("remembered").reason();
-    assert_eq!(cause, "no progress for 600ms with requests running (signal 9 (SIGKILL))");
+    assert_eq!(cause, "no answer for 600ms (signal 9 (SIGKILL))");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,7 @@
 //! How many physical cores this process may compute on. Threads beyond them share execution units, which does not help
 //! matrix work. Used by the gateway to share the cores among its workers, and by a worker that is not told.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Highest processor number looked at; Linux builds go to 8192.
 const PROCESSORS_MAX: u32 = 8192;
@@ -18,7 +18,25 @@ pub fn physical_cores() -> usize {
     count(topology, &processors(allowed), granted)
 }
 
-/// The same over any source of `physical_package_id` and `core_id`, for the processors `allowed`.
+/// The processors this process may run on, those of one physical core together, in order of package and core. Without a
+/// topology every processor is a core of its own; empty where the system does not say which are allowed.
+pub fn allowed_cores() -> Vec<Vec<u32>> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
+    let id = |cpu: u32, name: &str| -> Option<u32> {
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/{name}");
+        std::fs::read_to_string(path).ok()?.trim().parse().ok()
+    };
+    let mut cores = BTreeMap::<(u32, u32), Vec<u32>>::new();
+    for cpu in processors(allowed) {
+        // Beyond all packages, so that a processor without a place stands alone.
+        let core = id(cpu, "physical_package_id").zip(id(cpu, "core_id")).unwrap_or((u32::MAX, cpu));
+        cores.entry(core).or_default().push(cpu);
+    }
+    cores.into_values().collect()
+}
+
+/// [`physical_cores`] over any source of `physical_package_id` and `core_id`, for the processors `allowed`.
 fn count(topology: impl Fn(u32, &str) -> Option<String>, allowed: &[u32], granted: usize) -> usize {
     let core = |cpu: &u32| Some((topology(*cpu, "physical_package_id")?, topology(*cpu, "core_id")?));
     let cores: BTreeSet<(String, String)> = allowed.iter().filter_map(core).collect();
@@ -58,6 +76,16 @@ mod tests {
         check(&host, "", 4, 4);
         check(&[], "0-3", 4, 4);
         check(&[], "0", 0, 1);
+    }
+
+    #[test]
+    fn every_allowed_processor_belongs_to_one_core() {
+        let cores = allowed_cores();
+        let mut all: Vec<u32> = cores.concat();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), cores.iter().map(Vec::len).sum::<usize>());
+        assert!(cores.len() >= physical_cores().min(all.len()), "{cores:?}");
     }
 
     #[test]

@@ -9,8 +9,8 @@ use shared::ipc::frame::{
     FRAME_BYTES_MAX, FrameError, FrameReader, FrameWriter, decode_payload, encode_frame,
 };
 use shared::ipc::message::{
-    DeviceInfo, EngineStats, FinishReason, ModelInfo, Rejection, RequestLimits, Submit, Timings, TokenEvent,
-    TokenLogprobs, WorkerLimits,
+    DeviceInfo, EngineStats, FinishReason, ModelInfo, Phase, Rejection, RequestLimits, Submit, Timings,
+    TokenEvent, TokenLogprobs, WorkerLimits,
 };
 use shared::ipc::{FromWorker, ToWorker};
 use shared::sampling::SamplingParams;
@@ -161,6 +161,16 @@ fn ready() -> impl Strategy<Value = FromWorker> {
     })
 }
 
+fn phase() -> impl Strategy<Value = Phase> {
+    prop::sample::select(vec![
+        Phase::Loading,
+        Phase::Idle,
+        Phase::Computing,
+        Phase::Sampling,
+        Phase::Reporting,
+    ])
+}
+
 fn from_worker() -> impl Strategy<Value = FromWorker> {
     let reason =
         prop_oneof![Just(FinishReason::Stop), Just(FinishReason::Length), Just(FinishReason::Cancelled)];
@@ -181,6 +191,9 @@ fn from_worker() -> impl Strategy<Value = FromWorker> {
         }),
         (id(), rejection()).prop_map(|((id, attempt), error)| FromWorker::Rejected { id, attempt, error }),
         (any::<u64>(), stats()).prop_map(|(nonce, stats)| FromWorker::Pong { nonce, stats }),
+        (phase(), any::<u64>()).prop_map(|(phase, progress)| FromWorker::Heartbeat { phase, progress }),
+        Just(FromWorker::Leaving),
+        prop::option::of(any::<u32>()).prop_map(|owner_pid| FromWorker::Busy { owner_pid }),
         ".*".prop_map(|error| FromWorker::Fatal { error }),
     ]
 }

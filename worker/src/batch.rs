@@ -4,8 +4,10 @@
 //! What holds always: spans are contiguous and in row order, every position of a span has a slot in its block
 //! table, and `tokens.len() == positions.len() == slots.len()`.
 
+use crate::activity::Activity;
 use shared::ids::TokenId;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Where the key and value of one token row go in the paged cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,4 +94,8 @@ pub trait Forward {
 
     /// Copies one KV block onto another in every layer (copy-on-write).
     fn copy_block(&mut self, from: u32, to: u32) -> Result<(), Self::Error>;
+
+    /// From now on [`Self::forward`] tells `activity` of its progress, so that a long pass is not taken for a hang.
+    /// Nothing to do where a pass is always short.
+    fn report_to(&mut self, _activity: Arc<Activity>) {}
 }

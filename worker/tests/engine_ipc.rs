@@ -12,7 +12,7 @@ use scripted::{Faults, alone, config, submit};
 use shared::error::ExitCode;
 use shared::ids::{Attempt, RequestId};
 use shared::ipc::frame::{FRAME_BYTES_MAX, encode_frame};
-use shared::ipc::message::{FinishReason, Rejection, Submit};
+use shared::ipc::message::{FinishReason, Phase, Rejection, Submit};
 use shared::ipc::{FromWorker, PROTOCOL_VERSION, ToWorker, transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -84,13 +84,40 @@ async fn a_gateway_that_leaves_takes_its_requests_along_and_another_may_come() {
 }
 
 #[tokio::test]
-async fn the_newest_gateway_replaces_the_one_before() {
+async fn a_second_gateway_is_refused_by_name_until_the_first_is_gone() {
     let worker = Worker::roomy();
     let mut first = Gateway::ready(&worker).await;
     first.submit(submit(1, &[1], 4000)).await;
-    let mut second = Gateway::ready(&worker).await;
-    while first.receive().await.is_some() {}
-    assert_eq!(second.ping().await.running, 0);
+    let mut second = Gateway::connect(&worker).await;
+    assert_eq!(second.receive().await, Some(FromWorker::Busy { owner_pid: Some(std::process::id()) }));
+    assert_eq!(second.receive().await, None);
+    first.until(|m| matches!(m, FromWorker::Step { events, .. } if !events.is_empty())).await;
+    drop(first);
+    let mut third = Gateway::ready(&worker).await;
+    assert_eq!(third.ping().await.running, 0);
+}
+
+#[tokio::test]
+async fn heartbeats_come_while_the_engine_hangs_and_show_that_it_does() {
+    let faults = Faults { hang_at_step: Some(3), ..Faults::default() };
+    let worker = Worker::start(config(64, 16, 4), faults);
+    let mut gateway = Gateway::ready(&worker).await;
+    gateway.submit(submit(1, &[1], 40)).await;
+    // Many in a row that say the same: a living engine would get on between two of them.
+    let still = |beats: &[(Phase, u64)]| {
+        beats.len() >= 500
+            && beats[beats.len() - 500..]
+                .iter()
+                .all(|beat| beat.0 == Phase::Computing && beats.ends_with(&[*beat]))
+    };
+    let mut beats = Vec::new();
+    while beats.len() < 10_000 && !still(&beats) {
+        gateway.send(ToWorker::Ping { nonce: 1 }).await;
+        let beat = gateway.until(|m| matches!(m, FromWorker::Heartbeat { .. })).await;
+        let FromWorker::Heartbeat { phase, progress } = beat else { unreachable!("until returned another") };
+        beats.push((phase, progress));
+    }
+    assert!(still(&beats), "{:?}", beats.last());
 }
 
 #[tokio::test]
@@ -131,6 +158,7 @@ async fn garbage_closes_its_own_connection_only() {
     send_garbage(&worker, None, &not_hello).await;
     gateway.ping().await;
     // After a proper handshake the newcomer is the gateway; its garbage ends it, and the worker takes the next.
+    drop(gateway);
     let hello = || Some(ToWorker::Hello { version: PROTOCOL_VERSION });
     for garbage in [oversized.as_slice(), &undecodable] {
         send_garbage(&worker, hello(), garbage).await;
@@ -175,7 +203,8 @@ async fn loading_shows_progress_and_answers_pings() {
     gateway.until(|m| matches!(m, FromWorker::Loading { done_bytes: 0, .. })).await;
     gateway.submit(submit(1, &[1], 2)).await;
     gateway.until(|m| matches!(m, FromWorker::Rejected { error: Rejection::Overloaded { .. }, .. })).await;
-    gateway.ping().await;
+    gateway.send(ToWorker::Ping { nonce: 1 }).await;
+    gateway.until(|m| matches!(m, FromWorker::Heartbeat { phase: Phase::Loading, .. })).await;
     let reached = |m: &FromWorker| matches!(m, FromWorker::Loading { total_bytes: 1000, done_bytes } if *done_bytes > 0);
     // Messages are limited in rate, so that one report may go unheard but not all of them.
     let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();

@@ -189,7 +189,8 @@ fn names_this_host(host: &str) -> bool {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.contains(':') => name,
         _ => host.trim_start_matches('[').trim_end_matches(']'),
     };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn digest(key: &Secret) -> [u8; 32] {
@@ -219,9 +220,12 @@ mod tests {
             assert!(!check(None, "192.168.0.7:5000", &[("host", host)]), "{host}");
         }
         let local = ("host", "127.0.0.1:8000");
-        for header in
-            [("origin", "http://evil.example"), ("x-forwarded-for", "8.8.8.8"), ("forwarded", "for=8.8.8.8"), ("via", "1.1 proxy")]
-        {
+        for header in [
+            ("origin", "http://evil.example"),
+            ("x-forwarded-for", "8.8.8.8"),
+            ("forwarded", "for=8.8.8.8"),
+            ("via", "1.1 proxy"),
+        ] {
             assert!(!check(None, "127.0.0.1:5000", &[local, header]), "{header:?}");
         }
         for host in ["evil.example", "", "localhost.evil.example:80", "10.0.0.1:80", "evil:127"] {
@@ -236,7 +240,11 @@ mod tests {
         let right = ("authorization", "Bearer adm-1");
         assert!(check(Some("adm-1"), "8.8.8.8:1", &[right, ("x-forwarded-for", "9.9.9.9")]));
         for wrong in ["Bearer adm-2", "adm-1", "Basic adm-1", "Bearer "] {
-            assert!(!check(Some("adm-1"), "127.0.0.1:5000", &[("host", "localhost"), ("authorization", wrong)]));
+            assert!(!check(
+                Some("adm-1"),
+                "127.0.0.1:5000",
+                &[("host", "localhost"), ("authorization", wrong)]
+            ));
         }
         assert!(!check(Some("adm-1"), "127.0.0.1:5000", &[("host", "localhost")]));
     }

@@ -3,6 +3,7 @@
 //! A handler checks the body, makes prompt tokens on a blocking thread (bounded by [`ApiState::preparation`]), starts
 //! a generation and shapes what comes back. A client that leaves drops the generation and with it the sequences.
 
+mod admin;
 mod answer;
 mod body;
 mod chat;
@@ -13,6 +14,7 @@ mod preparation;
 mod status;
 mod stream;
 
+pub use admin::{ADMIN_ORDERS_MAX, Admin, AdminOrder, Peer};
 pub use answer::error_response;
 pub use body::BodyLimits;
 pub use chat::chat_completions;

@@ -95,6 +95,7 @@ fn worker(worker: &WorkerSnapshot) -> Value {
         "state": worker.state.to_string(),
         "restarts": worker.restarts,
         "last_exit": worker.last_exit.as_ref().map(|exit| exit.reason()),
+        "last_stderr": worker.last_exit.as_ref().map(|exit| &exit.stderr),
         "loading": worker.loading.map(|progress| object!({"done": progress.done_bytes, "total": progress.total_bytes})),
         "in_flight": worker.in_flight_requests,
     })

@@ -3,13 +3,16 @@
 //! A new command is a module, a variant of [`Command`] and a line in [`run`]. Results go to stdout, everything else to
 //! stderr. Errors of all commands meet in [`CliError`], which decides the exit code.
 
+pub mod admin;
 mod client;
 pub mod compute;
 mod error;
 pub mod generate;
 pub mod inspect;
 pub mod models;
+mod operator;
 pub mod pages;
+mod reload;
 pub mod serve;
 mod startup;
 pub mod tokenize;
@@ -37,6 +40,12 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Generate text for one prompt, from a server or a model file
     Generate(generate::GenerateArgs),
+    /// Let a server finish what it has, and end it
+    Drain(admin::DrainArgs),
+    /// Give a server's workers fresh processes, one after the other
+    RestartWorkers(admin::RestartWorkersArgs),
+    /// Show how a server and its workers are
+    Status(admin::StatusArgs),
     /// List the models of a server or a folder
     Models(models::ModelsArgs),
     /// Show what a model file holds
@@ -79,6 +88,9 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Serve(args) => serve::run(&args)?,
         Command::Generate(args) => on_runtime(generate::run(&args))?,
+        Command::Drain(args) => print(&on_runtime(admin::drain(&args))?)?,
+        Command::RestartWorkers(args) => print(&on_runtime(admin::restart_workers(&args))?)?,
+        Command::Status(args) => print(&on_runtime(admin::status(&args))?)?,
         Command::Models(args) => print(&on_runtime(models::report(&args))?)?,
         Command::Inspect(args) => match (&args.tensor, &args.out) {
             (Some(name), Some(out)) => {

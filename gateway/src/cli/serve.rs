@@ -1,23 +1,30 @@
 //! `rocmforge serve`: puts the parts together. Configuration, model text, socket, workers, router; then serves until
-//! SIGTERM or SIGINT, drains and ends. A second signal ends at once. Ends by itself only when no worker can ever serve.
+//! told to end (`operator`), drains and ends. Ends by itself only when no worker can ever serve.
 
+use super::operator::{Operator, Signals};
+use super::reload::{Reload, read_keys};
 use super::startup::{self, Audience};
-use crate::api::{ApiSettings, ApiState, BodyLimits};
-use crate::config::{ConfigError, ServeConfig, SettingName, Surroundings, WORKER_PROGRAM_VARIABLE};
+use crate::api::{ADMIN_ORDERS_MAX, Admin, ApiSettings, ApiState, BodyLimits};
+use crate::config::{
+    ADMIN_KEY_VARIABLE, API_KEYS_VARIABLE, ConfigError, Device, EnvFile, EnvFileError, ServeConfig,
+    SettingName, Surroundings, WORKER_PROGRAM_VARIABLE, WorkerCpus, setting,
+};
 use crate::demo_model::{DEMO_MODEL_ID, DemoModel, DemoModelError};
 use crate::fleet::{ExitKind, Fleet, FleetConfig, FleetError, LastExit, WorkerConfig};
 use crate::generation::TokenSource;
 use crate::metrics;
 use crate::prompt::model::{TextModel, TextModelError};
 use crate::secret::Secret;
-use crate::server::{self, ApiKeys, KeyFileError, Limits, RouterOptions};
+use crate::server::{self, KeyFileError, KeyRing, Limits, RouterOptions};
+use crate::supervisor::pinning;
 use clap::Args;
 use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal as NixSignal;
 use nix::unistd::getppid;
-use shared::cores::physical_cores;
+use shared::cores::{allowed_cores, physical_cores};
 use shared::error::ExitCode;
+use shared::telemetry::{LOG_LEVEL_VARIABLE, TelemetryError, set_log_level};
 use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -25,13 +32,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
 /// How often histograms are folded into their buckets when nobody scrapes.
 const METRICS_UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Flags of `serve`. Texts, so that flags and variables are checked by the same code (`config`).
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct ServeArgs {
     /// GGUF model file; none: the built-in demo model [env: ROCMFORGE_GGUF]
     #[arg(long, value_name = "PATH")]
@@ -99,6 +106,18 @@ pub struct ServeArgs {
     /// Tokens a minute of each API key; 0: no limit [env: ROCMFORGE_RATE_LIMIT_TPM] [default: 0]
     #[arg(long, value_name = "N")]
     rate_limit_tpm: Option<String>,
+    /// Sockets of workers that run by themselves, separated by commas, instead of --workers [env: ROCMFORGE_ATTACH]
+    #[arg(long, value_name = "PATHS")]
+    attach: Option<String>,
+    /// Seconds without answer or progress after which a worker is killed [env: ROCMFORGE_HANG_TIMEOUT] [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    hang_timeout: Option<String>,
+    /// Processors of each worker: auto, off, or lists like 0-3;4-7 [env: ROCMFORGE_WORKER_CPUS] [default: auto]
+    #[arg(long, value_name = "LISTS")]
+    worker_cpus: Option<String>,
+    /// File of NAME=value lines in place of variables, read again at SIGHUP [env: ROCMFORGE_ENV_FILE]
+    #[arg(long, value_name = "PATH")]
+    env_file: Option<String>,
     /// Process that started this one for a single command: the server ends with it
     #[arg(long, value_name = "PID", hide = true)]
     parent_pid: Option<i32>,
@@ -131,6 +150,10 @@ impl ServeArgs {
             SettingName::WriteTimeout => &self.write_timeout,
             SettingName::RateLimitRpm => &self.rate_limit_rpm,
             SettingName::RateLimitTpm => &self.rate_limit_tpm,
+            SettingName::Attach => &self.attach,
+            SettingName::HangTimeout => &self.hang_timeout,
+            SettingName::WorkerCpus => &self.worker_cpus,
+            SettingName::EnvFile => &self.env_file,
         };
         single.iter().cloned().collect()
     }
@@ -145,6 +168,15 @@ pub enum ServeError {
     /// The keys cannot be read.
     #[error(transparent)]
     KeyFile(#[from] KeyFileError),
+    /// The file in place of variables cannot be read.
+    #[error(transparent)]
+    EnvFile(#[from] EnvFileError),
+    /// The level in that file is none.
+    #[error(transparent)]
+    LogLevel(#[from] TelemetryError),
+    /// A reload would open a server to everybody that asked for keys so far.
+    #[error("there is no API key any more")]
+    KeysGone,
     /// The worker's executable is not there.
     #[error(
         "worker executable {} does not exist: build it with `cargo build --release -p rocmforge-worker`, \
@@ -196,7 +228,11 @@ impl ServeError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(error) => error.exit_code(),
-            Self::KeyFile(_) | Self::NoWorkerProgram { .. } => ExitCode::Configuration,
+            Self::KeyFile(_)
+            | Self::EnvFile(_)
+            | Self::LogLevel(_)
+            | Self::KeysGone
+            | Self::NoWorkerProgram { .. } => ExitCode::Configuration,
             Self::Model(_) => ExitCode::ModelFile,
             Self::DemoModel(_) | Self::Bind { .. } | Self::Fleet(_) | Self::System { .. } => {
                 ExitCode::Runtime
@@ -235,29 +271,71 @@ pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
             Audience::Command
         }
     };
-    let surroundings = Surroundings {
-        variable: &|name| std::env::var(name).ok(),
-        cores: physical_cores(),
-        executable: std::env::current_exe().ok(),
-    };
-    let config = ServeConfig::resolve(&|name| args.values(name), &surroundings)?;
+    let sources = Sources::read(args)?;
+    let config = sources.config(args)?;
+    if let Some(level) = sources.variable(LOG_LEVEL_VARIABLE) {
+        set_log_level(&level)?;
+    }
     let runtime = tokio::runtime::Runtime::new().map_err(system("async runtime"))?;
-    runtime.block_on(serve(config, audience))
+    runtime.block_on(serve(args, &sources, config, audience))
 }
 
-async fn serve(config: ServeConfig, audience: Audience) -> Result<(), ServeError> {
-    let mut keys = ApiKeys::new(&config.api_keys, config.rate_limits);
-    if let Some(path) = &config.api_key_file {
-        keys.add_file(path)?;
+/// Where settings come from besides flags: the environment, and the file that fills its gaps.
+pub(super) struct Sources {
+    file: EnvFile,
+}
+
+impl Sources {
+    /// Reads the file, if one is named.
+    pub(super) fn read(args: &ServeArgs) -> Result<Self, EnvFileError> {
+        let named = || std::env::var(setting(SettingName::EnvFile).variable).ok();
+        let path = args.env_file.clone().or_else(named).filter(|path| !path.is_empty());
+        let file = path.map(|path| EnvFile::read(Path::new(&path))).transpose()?;
+        Ok(Self { file: file.unwrap_or_default() })
     }
+
+    /// A variable of the environment or else of the file; an empty one counts as not set.
+    pub(super) fn variable(&self, name: &str) -> Option<String> {
+        let set = std::env::var(name).ok().filter(|value| !value.is_empty());
+        set.or_else(|| self.file.get(name).map(str::to_owned))
+    }
+
+    /// All settings, checked.
+    pub(super) fn config(&self, args: &ServeArgs) -> Result<ServeConfig, ConfigError> {
+        let surroundings = Surroundings {
+            variable: &|name| self.variable(name),
+            cores: physical_cores(),
+            executable: std::env::current_exe().ok(),
+        };
+        ServeConfig::resolve(&|name| args.values(name), &surroundings)
+    }
+
+    /// What workers would find in their environment if the file were part of it. Keys are not their business.
+    fn for_workers(&self) -> Vec<(OsString, OsString)> {
+        let is_key = |name: &str| {
+            [setting(SettingName::ApiKey).variable, API_KEYS_VARIABLE, ADMIN_KEY_VARIABLE].contains(&name)
+        };
+        let missing = |name: &str| std::env::var_os(name).is_none_or(|value| value.is_empty());
+        let ours = self.file.iter().filter(|(name, _)| name.starts_with("ROCMFORGE_") && !is_key(name));
+        ours.filter(|(name, _)| missing(name)).map(|(name, value)| (name.into(), value.into())).collect()
+    }
+}
+
+async fn serve(
+    args: &ServeArgs,
+    sources: &Sources,
+    config: ServeConfig,
+    audience: Audience,
+) -> Result<(), ServeError> {
+    let keys = read_keys(&config)?;
     if keys.is_empty() && !config.host.is_loopback() {
         tracing::warn!(host = %config.host, "listening beyond this host without API keys");
     }
-    if !config.worker_program.is_file() {
+    if config.attached.is_empty() && !config.worker_program.is_file() {
         return Err(ServeError::NoWorkerProgram { path: config.worker_program });
     }
     let metrics = metrics::install()?;
-    let signals = Signals::new()?;
+    let signals = Signals::new().map_err(system("signal handlers"))?;
 
     let demo = match config.model {
         None => Some(DemoModel::unpack()?),
@@ -273,11 +351,7 @@ async fn serve(config: ServeConfig, audience: Audience) -> Result<(), ServeError
         eprintln!("rocmforge: no --model given, serving the built-in demo model");
     }
 
-    let workers = (0..config.workers).map(|_| worker_config(&config, &model_path)).collect();
-    let mut fleet_config = FleetConfig::new(workers);
-    fleet_config.queue.requests = config.queue_requests_max;
-    fleet_config.queue.tokens = config.queue_tokens_max;
-    let fleet = Fleet::start(fleet_config)?;
+    let fleet = Fleet::start(fleet_config(&config, sources, &model_path, &model))?;
     let model_id = model_id(&config);
     let settings = ApiSettings {
         model_id: model_id.clone(),
@@ -292,7 +366,14 @@ async fn serve(config: ServeConfig, audience: Audience) -> Result<(), ServeError
     };
     let source: Arc<dyn TokenSource> = Arc::new(fleet.clone());
     let state = Arc::new(ApiState::new(source, Arc::new(model), settings, metrics.clone()));
-    let options = RouterOptions { keys: keys.into(), cors_origins: config.cors_origins.clone() };
+    let keys = KeyRing::from(keys);
+    let (orders_in, orders) = mpsc::channel(ADMIN_ORDERS_MAX);
+    let admin = Admin::new(config.admin_key.as_ref(), orders_in);
+    let options = RouterOptions {
+        keys: keys.clone(),
+        cors_origins: config.cors_origins.clone(),
+        admin: Some(admin.clone()),
+    };
     let router = server::router(state, &options);
     let limits = Limits {
         connections: config.connections_max,
@@ -300,6 +381,8 @@ async fn serve(config: ServeConfig, audience: Audience) -> Result<(), ServeError
         write_timeout: config.write_timeout,
     };
 
+    let reload = Reload { args: args.clone(), config, keys, admin, fleet: fleet.clone() };
+    let operator = Operator { signals, orders, fleet: fleet.clone(), reload };
     let upkeep = tokio::spawn(keep_metrics(metrics));
     let mut failure = None;
     let end = async {
@@ -309,26 +392,12 @@ async fn serve(config: ServeConfig, audience: Audience) -> Result<(), ServeError
                 fleet.shutdown(Duration::ZERO).await;
                 failure = Some(exit);
             }
-            () = drain_when_told(signals, &fleet, config.grace) => {}
+            () = operator.until_ended() => {}
         }
     };
     server::serve(listener, router, limits, end).await;
     upkeep.abort();
     failure.map_or(Ok(()), |exit| Err(ServeError::Workers { exit }))
-}
-
-/// Resolves once the process may end: a signal came and what ran has finished. Connections stay open meanwhile, so
-/// `/ready` says 503 and running answers go on. A second signal ends the wait.
-async fn drain_when_told(mut signals: Signals, fleet: &Fleet, grace: Duration) {
-    signals.next().await;
-    tracing::info!(grace_s = grace.as_secs_f64(), "shutting down");
-    tokio::select! {
-        () = fleet.shutdown(grace) => {}
-        () = signals.next() => {
-            tracing::warn!("second signal, ending at once");
-            fleet.shutdown(Duration::ZERO).await;
-        }
-    }
 }
 
 /// The one line on stdout, by which scripts find the port.
@@ -344,14 +413,57 @@ fn model_id(config: &ServeConfig) -> String {
     config.alias.as_deref().or(stem).unwrap_or(DEMO_MODEL_ID).to_owned()
 }
 
-fn worker_config(config: &ServeConfig, model: &Path) -> WorkerConfig {
+/// What the workers are run with, or where those that run by themselves are found.
+fn fleet_config(
+    config: &ServeConfig,
+    sources: &Sources,
+    model_path: &Path,
+    model: &TextModel,
+) -> FleetConfig {
+    let workers = match config.attached.as_slice() {
+        [] => worker_configs(config, sources, model_path),
+        _ => Vec::new(),
+    };
+    let mut fleet = FleetConfig::new(workers);
+    fleet.attached.clone_from(&config.attached);
+    fleet.vocab_size = u32::try_from(model.tokenizer().vocab_len()).ok();
+    fleet.timing.hang = config.hang_timeout;
+    fleet.queue.requests = config.queue_requests_max;
+    fleet.queue.tokens = config.queue_tokens_max;
+    fleet
+}
+
+fn worker_configs(config: &ServeConfig, sources: &Sources, model: &Path) -> Vec<WorkerConfig> {
     let mut args: Vec<OsString> = vec!["--model".into(), model.into()];
     args.extend(["--device".into(), config.device.as_str().into()]);
     args.extend(["--threads".into(), config.threads.to_string().into()]);
     if let Some(tokens) = config.context_tokens {
         args.extend(["--ctx-size".into(), tokens.to_string().into()]);
     }
-    WorkerConfig { program: config.worker_program.clone(), args, env: Vec::new() }
+    let shared = sources.for_workers();
+    let pinned = pinned(config, sources).into_iter().map(|own| WorkerConfig {
+        program: config.worker_program.clone(),
+        args: args.clone(),
+        env: shared.iter().cloned().chain(own).collect(),
+    });
+    pinned.collect()
+}
+
+/// Variables of each worker that say what it computes on.
+fn pinned(config: &ServeConfig, sources: &Sources) -> Vec<pinning::Variables> {
+    let gpus = match config.device {
+        Device::Cpu => 0,
+        Device::Auto | Device::Hip => pinning::gpu_count(),
+    };
+    // Without a list of devices one worker may have the choice.
+    if gpus > 0 || (config.device == Device::Hip && config.workers > 1) {
+        return pinning::on_gpus(config.workers, gpus, &|name| sources.variable(name));
+    }
+    match &config.worker_cpus {
+        WorkerCpus::Off => vec![Vec::new(); config.workers],
+        WorkerCpus::Auto => pinning::on_cores(config.workers, config.threads, &allowed_cores()),
+        WorkerCpus::Lists(lists) => pinning::on_lists(lists.clone()),
+    }
 }
 
 async fn keep_metrics(metrics: PrometheusHandle) {
@@ -364,25 +476,4 @@ async fn keep_metrics(metrics: PrometheusHandle) {
 
 fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> ServeError {
     move |error| ServeError::System { what, error }
-}
-
-/// SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, ServeError> {
-        let terminate = signal(SignalKind::terminate()).map_err(system("SIGTERM handler"))?;
-        let interrupt = signal(SignalKind::interrupt()).map_err(system("SIGINT handler"))?;
-        Ok(Self { terminate, interrupt })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }

@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn lines_are_variables_and_the_last_of_a_name_counts() {
-        let text = "# keys\n\nROCMFORGE_PORT=1\n export ROCMFORGE_PORT = 9000 \nA=\"two words\"\nB='x=y'\nC=\n";
+        let text =
+            "# keys\n\nROCMFORGE_PORT=1\n export ROCMFORGE_PORT = 9000 \nA=\"two words\"\nB='x=y'\nC=\n";
         let file = EnvFile::parse(text).unwrap();
         assert_eq!((file.get("ROCMFORGE_PORT"), file.get("A")), (Some("9000"), Some("two words")));
         assert_eq!((file.get("B"), file.get("C"), file.get("D")), (Some("x=y"), None, None));

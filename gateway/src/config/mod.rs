@@ -4,9 +4,11 @@
 //! come in as arguments, so tests inject them. Whether files exist is found out by whoever opens them. The settings
 //! and their defaults are the table in [`settings`]; `.env.example` and the help texts are held against it by tests.
 
+mod env_file;
 mod parse;
 mod settings;
 
+pub use env_file::{EnvFile, EnvFileError};
 pub use settings::{OTHER_VARIABLES, Setting, SettingName, setting, settings};
 
 use crate::rate_limit::RateLimits;
@@ -59,6 +61,17 @@ impl Device {
     }
 }
 
+/// Which processors the workers compute on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WorkerCpus {
+    /// Several workers on a CPU get an equal share each.
+    Auto,
+    /// Every one may use all.
+    Off,
+    /// One list for each worker.
+    Lists(Vec<String>),
+}
+
 /// Everything `rocmforge serve` needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServeConfig {
@@ -104,6 +117,14 @@ pub struct ServeConfig {
     pub write_timeout: Duration,
     /// Of each key that has none of its own.
     pub rate_limits: RateLimits,
+    /// Sockets of workers that run by themselves; with any, no other worker is started.
+    pub attached: Vec<PathBuf>,
+    /// How long a worker may give no answer or make no progress.
+    pub hang_timeout: Duration,
+    /// Processors of each worker.
+    pub worker_cpus: WorkerCpus,
+    /// Key of the operator's routes.
+    pub admin_key: Option<Secret>,
     /// The worker's executable.
     pub worker_program: PathBuf,
 }
@@ -124,6 +145,8 @@ pub const WORKER_PROGRAM_NAME: &str = "rocmforge-worker";
 pub const WORKER_PROGRAM_VARIABLE: &str = "ROCMFORGE_WORKER_BIN";
 /// Further variable with API keys, separated by commas.
 pub const API_KEYS_VARIABLE: &str = "ROCMFORGE_API_KEYS";
+/// Variable with the key of the operator's routes.
+pub const ADMIN_KEY_VARIABLE: &str = "ROCMFORGE_ADMIN_KEY";
 
 impl ServeConfig {
     /// Checks flags (as given by `flag`) and the variables of `surroundings`.
@@ -133,6 +156,8 @@ impl ServeConfig {
     ) -> Result<Self, ConfigError> {
         let read = |name| Value::read(name, flag, surroundings.variable);
         let workers = read(SettingName::Workers).number(1, 256)?;
+        let attached = read(SettingName::Attach).paths()?;
+        let admin_key = (surroundings.variable)(ADMIN_KEY_VARIABLE).filter(|key| !key.is_empty());
         let threads = match read(SettingName::Threads) {
             Value { text: None, .. } => (surroundings.cores / workers).max(1),
             value => value.number(1, 1024)?,
@@ -168,6 +193,10 @@ impl ServeConfig {
                 requests_per_minute: read(SettingName::RateLimitRpm).limit()?,
                 tokens_per_minute: read(SettingName::RateLimitTpm).limit()?,
             },
+            attached,
+            hang_timeout: read(SettingName::HangTimeout).seconds(0.5, 3600.0)?,
+            worker_cpus: read(SettingName::WorkerCpus).worker_cpus(workers)?,
+            admin_key: admin_key.map(Secret::new),
             worker_program: worker_program(surroundings.variable, surroundings.executable.as_deref()),
         })
     }

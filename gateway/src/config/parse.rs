@@ -1,7 +1,7 @@
 //! One setting's value and where it came from, and the checks by type.
 
 use super::settings::{SettingName, setting};
-use super::{ConfigError, Device};
+use super::{ConfigError, Device, WorkerCpus};
 use crate::secret::Secret;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -84,6 +84,37 @@ impl Value {
         }
     }
 
+    /// Paths separated by commas; none is none.
+    pub(super) fn paths(&self) -> Result<Vec<PathBuf>, ConfigError> {
+        let Some(text) = &self.text else { return Ok(Vec::new()) };
+        let paths: Vec<PathBuf> = text.split(',').map(|path| PathBuf::from(path.trim())).collect();
+        let mut different = paths.clone();
+        different.sort();
+        different.dedup();
+        if paths.iter().any(|path| path.as_os_str().is_empty()) || different.len() < paths.len() {
+            return Err(self.refuse("use different paths, separated by commas".to_owned()));
+        }
+        Ok(paths)
+    }
+
+    /// Lists of processors, one for each of `workers`.
+    pub(super) fn worker_cpus(&self, workers: usize) -> Result<WorkerCpus, ConfigError> {
+        let lists: Vec<String> = match self.text() {
+            "auto" => return Ok(WorkerCpus::Auto),
+            "off" => return Ok(WorkerCpus::Off),
+            text => text.split(';').map(|list| list.trim().to_owned()).collect(),
+        };
+        if !lists.iter().all(|list| is_cpu_list(list)) {
+            return Err(self.refuse("use auto, off or lists such as 0-3;4-7".to_owned()));
+        }
+        if lists.len() != workers {
+            return Err(
+                self.refuse(format!("use {workers} lists separated by semicolons, one for each worker"))
+            );
+        }
+        Ok(WorkerCpus::Lists(lists))
+    }
+
     /// A name as it appears in URLs and JSON.
     pub(super) fn optional_word(&self) -> Result<Option<String>, ConfigError> {
         let Some(word) = self.text.as_deref() else { return Ok(None) };
@@ -136,4 +167,15 @@ impl Value {
             from_flag: self.from_flag,
         }
     }
+}
+
+/// Whether this is a list of processors as the kernel writes them: `0-3,8`.
+fn is_cpu_list(list: &str) -> bool {
+    list.split(',').all(|part| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        match (first.parse::<u16>(), last.parse::<u16>()) {
+            (Ok(first), Ok(last)) => first <= last,
+            _ => false,
+        }
+    })
 }

@@ -27,6 +27,10 @@ pub enum SettingName {
     WriteTimeout,
     RateLimitRpm,
     RateLimitTpm,
+    Attach,
+    HangTimeout,
+    WorkerCpus,
+    EnvFile,
 }
 
 /// One setting.
@@ -208,11 +212,57 @@ const SETTINGS: &[Setting] = &[
             "tokens a minute of each API key, prompt and output together; 0: no limit",
         ],
     ),
+    define(
+        SettingName::Attach,
+        [
+            "attach",
+            "ROCMFORGE_ATTACH",
+            "",
+            "/run/rocmforge-worker/0/worker.sock",
+            "sockets of workers that run by themselves, separated by commas; instead of --workers",
+        ],
+    ),
+    define(
+        SettingName::HangTimeout,
+        [
+            "hang-timeout",
+            "ROCMFORGE_HANG_TIMEOUT",
+            "30",
+            "10",
+            "seconds without an answer or progress after which a worker is killed and replaced",
+        ],
+    ),
+    define(
+        SettingName::WorkerCpus,
+        [
+            "worker-cpus",
+            "ROCMFORGE_WORKER_CPUS",
+            "auto",
+            "0-3;4-7",
+            "processors of each worker, separated by semicolons; auto: an equal share each; off: all",
+        ],
+    ),
+    define(
+        SettingName::EnvFile,
+        [
+            "env-file",
+            "ROCMFORGE_ENV_FILE",
+            "",
+            "/etc/rocmforge/rocmforge.env",
+            "file of NAME=value lines in place of variables; read again at SIGHUP",
+        ],
+    ),
 ];
 
 /// Variables without a flag: name, default, example, meaning.
 pub const OTHER_VARIABLES: &[[&str; 4]] = &[
     ["ROCMFORGE_API_KEYS", "", "sk-one,sk-two", "several keys, separated by commas"],
+    [
+        "ROCMFORGE_ADMIN_KEY",
+        "",
+        "adm-secret",
+        "key of the routes under /admin and of the commands that use them; none: only from the server's own host",
+    ],
     [
         "ROCMFORGE_WORKER_BIN",
         "",

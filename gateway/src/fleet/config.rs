@@ -8,8 +8,12 @@ use std::path::PathBuf;
 /// Everything a fleet is started with.
 #[derive(Debug, Clone)]
 pub struct FleetConfig {
-    /// One entry per worker process; the position is the worker's id.
+    /// One entry per worker process that the fleet starts; the position is the worker's id.
     pub workers: Vec<WorkerConfig>,
+    /// Sockets of workers that somebody else runs; their ids follow.
+    pub attached: Vec<PathBuf>,
+    /// Size of the vocabulary that an attached worker's model must have, where known.
+    pub vocab_size: Option<u32>,
     /// Directory for the sockets. Made with mode 0700 at start and removed at shutdown; see [`private_run_dir`].
     pub run_dir: PathBuf,
     /// When workers are given up, restarted and killed.
@@ -23,6 +27,8 @@ impl FleetConfig {
     pub fn new(workers: Vec<WorkerConfig>) -> Self {
         Self {
             workers,
+            attached: Vec::new(),
+            vocab_size: None,
             run_dir: private_run_dir(|name| std::env::var_os(name)),
             timing: SupervisorTiming::default(),
             queue: QueueLimits::default(),

@@ -176,6 +176,11 @@ impl Core {
         self.lock().ledger.len()
     }
 
+    /// Changes what may wait; what waits already is not touched.
+    pub(super) fn set_queue_limits(&self, requests: usize, tokens: u64) {
+        self.lock().admission.set_limits(requests, tokens);
+    }
+
     /// Refuses new requests from now on.
     pub(super) fn drain(&self) {
         self.lock().draining = true;
@@ -235,7 +240,10 @@ impl Core {
             FromWorker::Hello { .. }
             | FromWorker::Loading { .. }
             | FromWorker::Ready { .. }
-            | FromWorker::Fatal { .. } => {}
+            | FromWorker::Fatal { .. }
+            | FromWorker::Heartbeat { .. }
+            | FromWorker::Leaving
+            | FromWorker::Busy { .. } => {}
         }
         Ok(())
     }
@@ -250,19 +258,18 @@ impl Core {
         }
     }
 
-    /// What the watchdog compares.
+    /// What the watchdog compares, as far as messages about requests show it.
     pub(super) fn vitals(&self, worker: WorkerId) -> Vitals {
-        let mut state = self.lock();
-        let requests = state.ledger.load(worker).requests;
-        state.slot(worker).map_or_else(Vitals::default, |slot| {
-            // One that did not take a message is given none any more, and must not pass for idle.
-            let unheard = slot.view.state == WorkerState::Ready && slot.outbound.is_none();
-            Vitals {
-                step: slot.view.stats.step,
-                pongs: slot.pongs,
-                requests: requests.max(usize::from(unheard)),
-            }
+        self.lock().slot(worker).map_or_else(Vitals::default, |slot| Vitals {
+            step: slot.view.stats.step,
+            pongs: slot.pongs,
+            ..Vitals::default()
         })
+    }
+
+    /// Requests the worker holds.
+    pub(super) fn requests_of(&self, worker: WorkerId) -> usize {
+        self.lock().ledger.load(worker).requests
     }
 
     /// Whether the worker emitted a token in the present life.
@@ -270,13 +277,13 @@ impl Core {
         self.lock().slot(worker).is_some_and(|slot| slot.useful)
     }
 
-    /// A process was started for `worker`.
-    pub(super) fn spawned(&self, worker: WorkerId, epoch: u64, pid: u32) {
+    /// A life of `worker` began: its process was started, or its connection made.
+    pub(super) fn spawned(&self, worker: WorkerId, epoch: u64, pid: Option<u32>) {
         self.update(worker, |slot| {
             slot.epoch = epoch;
             slot.useful = false;
             slot.paused_until = None;
-            slot.view.pid = Some(pid);
+            slot.view.pid = pid;
             slot.view.restarts = u32::try_from(epoch.saturating_sub(1)).unwrap_or(u32::MAX);
             slot.view.stats = EngineStats::default();
         });

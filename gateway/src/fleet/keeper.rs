@@ -1,18 +1,22 @@
 //! Keeps one worker alive: the loop that feeds its state machine with what happens and does what the machine says.
 //! One task per worker, started and joined by [`super::Fleet`].
+//!
+//! A life of a managed worker is one process, one of an attached worker is one connection that got its handshake.
 
 use super::core::{Arrival, Core};
 use super::snapshot::{LoadProgress, WorkerState};
 use crate::supervisor::exit::LastExit;
-use crate::supervisor::machine::{Action, Blame, Event, Loss, Machine};
+use crate::supervisor::machine::{Action, Blame, Event, Loss, Machine, Tenure};
 use crate::supervisor::process::{Spawner, WorkerProcess};
-use crate::supervisor::watchdog::{Verdict, Watchdog};
+use crate::supervisor::watchdog::{Engine, Verdict, Vitals, Watchdog};
 use crate::supervisor::{SupervisorTiming, WorkerConfig};
-use crate::worker_client::{self, OUTBOUND_MESSAGES_MAX, Report, Sink};
-use nix::sys::signal::Signal;
+use crate::worker_client::{self, OUTBOUND_MESSAGES_MAX, Patience, Report, Sink};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use shared::ids::WorkerId;
 use shared::ipc::message::{ModelInfo, ToWorker, WorkerLimits};
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,26 +30,47 @@ const LAST_REPORTS: Duration = Duration::from_millis(100);
 /// How often a draining worker is looked at for being done.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
-/// Take nothing new, finish within the time, end.
+/// What a worker is told by an operator or by the fleet's end. The time is how long it may finish what it has.
 #[derive(Debug)]
-pub(super) struct DrainOrder(pub(super) Duration);
+pub(super) enum Order {
+    /// Take nothing new, and end.
+    Drain(Duration),
+    /// The same, and start again.
+    Restart(Duration),
+}
+
+/// Whose process the worker is.
+pub(super) enum Origin {
+    /// Ours, to be run like this.
+    Managed { config: WorkerConfig, spawner: Arc<Spawner> },
+    /// A service manager's. Where the vocabulary's size is given, the worker's model must fit it.
+    Attached { vocab_size: Option<u32> },
+}
+
+/// Rows by which a model's output may exceed its vocabulary: publishers pad it to a multiple of at most this.
+const VOCAB_PADDING_MAX: u32 = 1024;
 
 /// What a keeper is made of.
 pub(super) struct Post {
     pub(super) id: WorkerId,
-    pub(super) config: WorkerConfig,
+    pub(super) origin: Origin,
     pub(super) socket: PathBuf,
     pub(super) timing: SupervisorTiming,
     pub(super) core: Arc<Core>,
-    pub(super) spawner: Arc<Spawner>,
 }
 
 struct Keeper {
     post: Post,
     machine: Machine,
     watchdog: Watchdog,
-    /// Counts the processes started; 1 is the first.
+    /// Counts the lives; 1 is the first.
     epoch: u64,
+    /// What heartbeats have shown in this life; the counters of requests come from the core.
+    vitals: Vitals,
+    /// Process of an attached worker, where it is sure to be that.
+    attached_pid: Option<u32>,
+    /// The last reason logged, so that each try to connect does not log it again.
+    logged: Option<String>,
     process: Option<WorkerProcess>,
     last_exit: LastExit,
     client: Option<AbortOnDropHandle<()>>,
@@ -55,14 +80,21 @@ struct Keeper {
 }
 
 /// Runs until the worker has stopped on demand.
-pub(super) async fn run(post: Post, mut orders: mpsc::Receiver<DrainOrder>) {
+pub(super) async fn run(post: Post, mut orders: mpsc::Receiver<Order>) {
     let now = Instant::now();
     // Workers of one gateway, and of gateways started together, must not share their jitter.
     let seed = (u64::from(std::process::id()) << 32) | u64::from(post.id.0);
+    let tenure = match post.origin {
+        Origin::Managed { .. } => Tenure::Managed,
+        Origin::Attached { .. } => Tenure::Attached,
+    };
     let mut keeper = Keeper {
-        machine: Machine::new(post.timing, seed, now),
+        machine: Machine::new(tenure, post.timing, seed, now),
         watchdog: Watchdog::new(post.timing, now),
         epoch: 0,
+        vitals: Vitals::default(),
+        attached_pid: None,
+        logged: None,
         process: None,
         last_exit: LastExit::unknown(),
         client: None,
@@ -79,18 +111,25 @@ pub(super) async fn run(post: Post, mut orders: mpsc::Receiver<DrainOrder>) {
 
 impl Keeper {
     /// Waits for the next thing that concerns the machine.
-    async fn next_event(&mut self, orders: &mut mpsc::Receiver<DrainOrder>) -> Event {
+    async fn next_event(&mut self, orders: &mut mpsc::Receiver<Order>) -> Event {
         loop {
             let state = self.machine.state();
             let look = self.look_period(state);
             let deadline = self.machine.deadline();
             tokio::select! {
                 biased;
-                Some(report) = next_report(&mut self.reports) => return self.take_report(report),
-                Some(DrainOrder(grace)) = orders.recv() => return Event::Drain(grace),
+                Some(report) = next_report(&mut self.reports) => {
+                    if let Some(event) = self.take_report(report) {
+                        return event;
+                    }
+                }
+                Some(order) = orders.recv() => return match order {
+                    Order::Drain(grace) => Event::Drain(grace),
+                    Order::Restart(grace) => Event::Restart(grace),
+                },
                 exit = wait(&mut self.process) => return Event::Exited(exit),
                 () = sleep_until(deadline) => return Event::Tick,
-                () = tokio::time::sleep(look), if matches!(state, WorkerState::Ready | WorkerState::Draining) => {
+                () = tokio::time::sleep(look.unwrap_or_default()), if look.is_some() => {
                     if let Some(event) = self.look(state) {
                         return event;
                     }
@@ -99,34 +138,48 @@ impl Keeper {
         }
     }
 
-    fn look_period(&self, state: WorkerState) -> Duration {
-        if state == WorkerState::Draining {
-            return DRAIN_LOOK;
+    /// How often the worker is looked at in this state, if at all.
+    fn look_period(&self, state: WorkerState) -> Option<Duration> {
+        match state {
+            WorkerState::Draining => Some(DRAIN_LOOK),
+            WorkerState::Loading | WorkerState::Ready => Some(Watchdog::look_period(&self.post.timing)),
+            _ => None,
         }
-        let timing = &self.post.timing;
-        timing.ping_interval.min(timing.hang / 4)
     }
 
-    /// Looks at a worker that serves or drains.
+    /// Looks at a worker that loads, serves or drains.
     fn look(&mut self, state: WorkerState) -> Option<Event> {
-        let vitals = self.post.core.vitals(self.post.id);
-        if state == WorkerState::Draining {
-            return (vitals.requests == 0).then_some(Event::Idle);
-        }
-        match self.watchdog.check(Instant::now(), vitals) {
+        let (core, id) = (&self.post.core, self.post.id);
+        let engine = match state {
+            WorkerState::Draining => return (core.requests_of(id) == 0).then_some(Event::Idle),
+            WorkerState::Loading => Engine::Loading,
+            _ => Engine::Serving,
+        };
+        let Vitals { step, pongs, .. } = core.vitals(id);
+        match self.watchdog.check(Instant::now(), engine, Vitals { step, pongs, ..self.vitals }) {
             Verdict::Quiet => None,
             Verdict::Ping(nonce) => {
-                self.post.core.send(self.post.id, ToWorker::Ping { nonce });
+                match &self.outbound {
+                    // A full queue means that the worker does not read, which the watchdog sees.
+                    Some(outbound) => drop(outbound.try_send(ToWorker::Ping { nonce })),
+                    None => core.send(id, ToWorker::Ping { nonce }),
+                }
                 None
             }
-            Verdict::Hung => Some(Event::Lost(Loss::Hung)),
+            Verdict::Hung(reason) => Some(Event::Lost(Loss::Hung(reason))),
         }
     }
 
-    fn take_report(&mut self, report: Report) -> Event {
+    fn take_report(&mut self, report: Report) -> Option<Event> {
         let (core, id) = (&self.post.core, self.post.id);
-        match report {
-            Report::Hello { version, device } => {
+        Some(match report {
+            Report::Hello { version, own_pid, device } => {
+                if let Origin::Attached { .. } = self.post.origin {
+                    self.epoch += 1;
+                    self.attached_pid = own_pid;
+                    core.spawned(id, self.epoch, own_pid);
+                }
+                self.watchdog = Watchdog::new(self.post.timing, Instant::now());
                 core.introduced(id, device);
                 Event::Hello(version)
             }
@@ -134,12 +187,33 @@ impl Keeper {
                 core.loading(id, LoadProgress { done_bytes, total_bytes });
                 Event::Progress
             }
-            Report::Ready { model, limits } => {
-                self.loaded = Some((model, limits));
-                Event::ModelReady
+            Report::Heartbeat { phase, progress } => {
+                let heartbeats = self.vitals.heartbeats + 1;
+                self.vitals = Vitals { heartbeats, progress, phase, ..self.vitals };
+                return None;
             }
+            Report::Ready { model, limits } => match self.other_model(&model) {
+                Some(reason) => Event::Lost(Loss::Fatal(reason)),
+                None => {
+                    self.loaded = Some((model, limits));
+                    Event::ModelReady
+                }
+            },
             Report::Lost(loss) => Event::Lost(loss),
-        }
+        })
+    }
+
+    /// Why an attached worker cannot have the model whose text the gateway handles.
+    fn other_model(&self, model: &ModelInfo) -> Option<String> {
+        let Origin::Attached { vocab_size: Some(expected) } = self.post.origin else { return None };
+        let (actual, name) = (model.vocab_size, &model.name);
+        let fits = (expected..=expected.saturating_add(VOCAB_PADDING_MAX)).contains(&actual);
+        (!fits).then(|| {
+            format!(
+                "worker serves {name} with a vocabulary of {actual} tokens, the gateway's model has {expected}; \
+                 give both the same --model"
+            )
+        })
     }
 
     /// Takes an event through the machine and does what follows, until nothing follows.
@@ -164,17 +238,31 @@ impl Keeper {
         let state = self.machine.state();
         self.post.core.set_state(self.post.id, state);
         if state != before {
-            let worker = self.post.id.0;
-            match state {
-                WorkerState::Failed => {
-                    tracing::error!(worker, reason = %self.last_exit.reason(), "worker failed")
-                }
-                WorkerState::Backoff => {
-                    tracing::warn!(worker, reason = %self.last_exit.reason(), "worker crashed")
-                }
-                _ => tracing::info!(worker, %state, "worker state"),
+            self.log(before, state);
+        }
+    }
+
+    fn log(&mut self, before: WorkerState, state: WorkerState) {
+        let (worker, reason) = (self.post.id.0, self.last_exit.reason());
+        let is_attached = matches!(self.post.origin, Origin::Attached { .. });
+        let is_news = self.logged.as_ref() != Some(&reason);
+        match state {
+            WorkerState::Failed if is_news => tracing::error!(worker, reason, "worker failed"),
+            WorkerState::Backoff if before == WorkerState::Draining => {
+                return tracing::info!(worker, "worker restarts on demand");
+            }
+            WorkerState::Backoff if is_attached && is_news => {
+                tracing::warn!(worker, reason, "worker not attached")
+            }
+            WorkerState::Backoff if !is_attached => tracing::warn!(worker, reason, "worker crashed"),
+            WorkerState::Failed | WorkerState::Backoff => {}
+            WorkerState::Starting if is_attached => {}
+            _ => {
+                self.logged = None;
+                return tracing::info!(worker, %state, "worker state");
             }
         }
+        self.logged = is_attached.then_some(reason).or(self.logged.take());
     }
 
     /// The process is gone: collects its last words on stderr and socket, which come before its end.
@@ -190,7 +278,7 @@ impl Keeper {
             events.push(Event::Useful);
         }
         while let Some(report) = self.reports.as_mut().and_then(|reports| reports.try_recv().ok()) {
-            events.push(self.take_report(report));
+            events.extend(self.take_report(report));
         }
         events
     }
@@ -202,7 +290,6 @@ impl Keeper {
             Action::Connect => self.connect(),
             Action::Disconnect => self.client = None,
             Action::Serve => {
-                self.watchdog = Watchdog::new(self.post.timing, Instant::now());
                 if let (Some(outbound), Some((model, limits))) = (self.outbound.take(), self.loaded.take()) {
                     core.arrived(id, Arrival { epoch: self.epoch, outbound, model, limits });
                 }
@@ -218,6 +305,9 @@ impl Keeper {
     fn signal(&self, signal: Signal) {
         if let Some(process) = &self.process {
             process.signal(signal);
+        } else if let Some(pid) = self.attached_pid.and_then(|pid| i32::try_from(pid).ok()) {
+            // Its service manager starts it again. One that is gone already is what was wanted.
+            let _ = kill(Pid::from_raw(pid), signal);
         }
     }
 
@@ -226,14 +316,21 @@ impl Keeper {
         self.epoch += 1;
         self.last_exit = LastExit::unknown();
         let post = &self.post;
-        match WorkerProcess::spawn(&post.spawner, &post.config, &post.socket, post.id.0).await {
+        let Origin::Managed { config, spawner } = &post.origin else {
+            return Event::SpawnFailed("attached workers are not started".to_owned(), ErrorKind::Unsupported);
+        };
+        match WorkerProcess::spawn(spawner, config, &post.socket, post.id.0).await {
             Ok(process) => {
-                post.core.spawned(post.id, self.epoch, process.pid());
+                // Before its life is counted, so that nobody sees the new life in the old one's last state.
+                post.core.set_state(post.id, WorkerState::Starting);
+                post.core.spawned(post.id, self.epoch, Some(process.pid()));
                 self.process = Some(process);
                 Event::Spawned
             }
             Err(error) => {
-                let program = post.config.program.display();
+                post.core.set_state(post.id, WorkerState::Starting);
+                post.core.spawned(post.id, self.epoch, None);
+                let program = config.program.display();
                 Event::SpawnFailed(format!("cannot start worker {program}: {error}"), error.kind())
             }
         }
@@ -242,7 +339,12 @@ impl Keeper {
     fn connect(&mut self) {
         let (outbound, queued) = mpsc::channel(OUTBOUND_MESSAGES_MAX);
         let (report, reports) = mpsc::channel(REPORTS_MAX);
-        let (id, epoch, socket) = (self.post.id, self.epoch, self.post.socket.clone());
+        let (id, socket) = (self.post.id, self.post.socket.clone());
+        // An attached worker's life is counted once it has answered.
+        let (epoch, patience) = match self.post.origin {
+            Origin::Managed { .. } => (self.epoch, Patience::Boundless),
+            Origin::Attached { .. } => (self.epoch + 1, Patience::OneTry),
+        };
         let (for_messages, for_unsendable) = (Arc::clone(&self.post.core), Arc::clone(&self.post.core));
         let client = async move {
             let sink = Sink {
@@ -251,12 +353,14 @@ impl Keeper {
                     for_unsendable.unsendable(id, epoch, message, reason)
                 },
             };
-            worker_client::run(&socket, queued, sink, report).await;
+            worker_client::run(&socket, patience, queued, sink, report).await;
         };
         self.client = Some(AbortOnDropHandle::new(tokio::spawn(client)));
         self.outbound = Some(outbound);
         self.reports = Some(reports);
         self.loaded = None;
+        self.attached_pid = None;
+        self.vitals = Vitals::default();
     }
 
     /// No process is left.
@@ -272,6 +376,9 @@ impl Keeper {
     }
 
     fn remove_socket(&self) {
+        if let Origin::Attached { .. } = self.post.origin {
+            return;
+        }
         // It is not there, or the worker took it along, or the run directory's removal will say so.
         let _ = std::fs::remove_file(&self.post.socket);
     }

@@ -8,7 +8,8 @@
 //!                                                                └─ worker_client                 (socket)
 //! ```
 //! What holds always: a request that was taken ends in exactly one terminal event; nothing here waits for a slow
-//! consumer; when the last [`Fleet`] is dropped, every process is killed. Text is none of its business: tokens in,
+//! consumer; when the last [`Fleet`] is dropped, every process
+//! of ours is killed; attached workers go on without us. Text is none of its business: tokens in,
 //! tokens out.
 
 mod config;
@@ -17,6 +18,7 @@ mod keeper;
 mod metrics;
 mod notice;
 mod request;
+mod rolling;
 mod run_dir;
 mod snapshot;
 mod state;
@@ -28,11 +30,12 @@ pub use crate::supervisor::machine::WorkerState;
 pub use crate::supervisor::{SupervisorTiming, WorkerConfig};
 pub use config::FleetConfig;
 pub use request::{FleetEvent, TokenRequest, TokenStream};
+pub use rolling::{RestartError, Restarted};
 pub use run_dir::private_run_dir;
 pub use snapshot::{FleetSnapshot, LoadProgress, WorkerSnapshot};
 
 use self::core::Core;
-use self::keeper::{DrainOrder, Post};
+use self::keeper::{Order, Origin, Post};
 use self::run_dir::RunDir;
 use crate::supervisor::process::Spawner;
 use shared::error::Category;
@@ -50,6 +53,8 @@ pub const WORKERS_MAX: usize = 256;
 const TICK: Duration = Duration::from_millis(20);
 /// Ticks between two recordings of the gauges: one second.
 const TICKS_PER_RECORD: u32 = 50;
+/// Orders that may wait for a keeper: a restart, and the end.
+const ORDERS_MAX: usize = 2;
 /// How often a shutdown looks whether the requests are done.
 const SHUTDOWN_LOOK: Duration = Duration::from_millis(5);
 /// How long a killed process may take to go away, beyond the grace it had; the kernel may be busy with its memory.
@@ -116,14 +121,24 @@ struct Inner {
     core: Arc<Core>,
     run_dir: RunDir,
     timing: SupervisorTiming,
+    /// Held by the one rolling restart at a time.
+    rolling: tokio::sync::Mutex<()>,
     keepers: Mutex<Vec<KeeperHandle>>,
     _clock: AbortOnDropHandle<()>,
     /// Last, since its thread's end is the death signal of what it started.
     _spawner: Arc<Spawner>,
 }
 
+/// Whose process a worker is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Managed,
+    Attached,
+}
+
 struct KeeperHandle {
-    orders: mpsc::Sender<DrainOrder>,
+    kind: Kind,
+    orders: mpsc::Sender<Order>,
     task: AbortOnDropHandle<()>,
 }
 
@@ -131,8 +146,9 @@ impl Fleet {
     /// Starts every worker and returns at once; readiness shows in [`Self::snapshot`]. Needs a tokio runtime, and the
     /// metrics recorder installed before.
     pub fn start(config: FleetConfig) -> Result<Self, FleetError> {
-        let FleetConfig { workers, run_dir, timing, queue } = config;
-        match workers.len() {
+        let FleetConfig { workers, attached, vocab_size, run_dir, timing, queue } = config;
+        let count = workers.len() + attached.len();
+        match count {
             0 => return Err(FleetError::NoWorkers),
             count if count > WORKERS_MAX => return Err(FleetError::TooManyWorkers { workers: count }),
             _ => {}
@@ -140,20 +156,30 @@ impl Fleet {
         let run_dir = RunDir::make(&run_dir, workers.len())?;
         metrics::describe();
         let spawner = Arc::new(Spawner::start().map_err(FleetError::Thread)?);
-        let core = Arc::new(Core::new(workers.len(), queue));
-        let posts =
-            workers.into_iter().zip(run_dir.sockets()).enumerate().map(|(index, (config, socket))| Post {
-                id: WorkerId(index as u32),
-                config,
-                socket: socket.clone(),
-                timing,
-                core: Arc::clone(&core),
-                spawner: Arc::clone(&spawner),
-            });
+        let core = Arc::new(Core::new(count, queue));
+        let managed = workers.into_iter().zip(run_dir.sockets().to_vec()).map(|(config, socket)| {
+            let spawner = Arc::clone(&spawner);
+            (Origin::Managed { config, spawner }, socket)
+        });
+        let attached = attached.into_iter().map(|socket| (Origin::Attached { vocab_size }, socket));
+        let posts = managed.chain(attached).enumerate().map(|(index, (origin, socket))| Post {
+            id: WorkerId(index as u32),
+            origin,
+            socket,
+            timing,
+            core: Arc::clone(&core),
+        });
         let keepers = posts.map(KeeperHandle::start).collect();
         let clock = AbortOnDropHandle::new(tokio::spawn(run_clock(Arc::clone(&core))));
-        let inner =
-            Inner { core, run_dir, timing, keepers: Mutex::new(keepers), _clock: clock, _spawner: spawner };
+        let inner = Inner {
+            core,
+            run_dir,
+            timing,
+            rolling: tokio::sync::Mutex::new(()),
+            keepers: Mutex::new(keepers),
+            _clock: clock,
+            _spawner: spawner,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -177,6 +203,11 @@ impl Fleet {
         self.inner.core.watch()
     }
 
+    /// From now on this many requests, and tokens of them, may wait.
+    pub fn set_queue_limits(&self, requests: usize, tokens: u64) {
+        self.inner.core.set_queue_limits(requests, tokens);
+    }
+
     /// Refuses new requests from now on; those taken go on. [`Self::snapshot`] is unready at once.
     pub fn drain(&self) {
         self.inner.core.drain();
@@ -198,7 +229,7 @@ impl Fleet {
         }
         for keeper in &keepers {
             // A keeper whose worker has stopped takes no orders.
-            let _ = keeper.orders.try_send(DrainOrder(Duration::ZERO));
+            let _ = keeper.orders.try_send(Order::Drain(Duration::ZERO));
         }
         let all_gone = async {
             for keeper in keepers {
@@ -215,9 +246,13 @@ impl Fleet {
 
 impl KeeperHandle {
     fn start(post: Post) -> Self {
-        let (orders, inbox) = mpsc::channel(1);
+        let kind = match post.origin {
+            Origin::Managed { .. } => Kind::Managed,
+            Origin::Attached { .. } => Kind::Attached,
+        };
+        let (orders, inbox) = mpsc::channel(ORDERS_MAX);
         let task: JoinHandle<()> = tokio::spawn(keeper::run(post, inbox));
-        Self { orders, task: AbortOnDropHandle::new(task) }
+        Self { kind, orders, task: AbortOnDropHandle::new(task) }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::auth::KeyRing;
 use super::request_id;
-use crate::api::{self, ApiState, Client, error_response};
+use crate::api::{self, Admin, ApiState, Client, error_response};
 use crate::metrics;
 use crate::openai::{ApiError, ErrorKind};
 use crate::rate_limit::{Level, header_time};
@@ -33,6 +33,8 @@ pub struct RouterOptions {
     pub keys: KeyRing,
     /// Origins that browsers may call from; `*` allows every one, none leaves CORS out.
     pub cors_origins: Vec<String>,
+    /// The operator's routes, where there is somebody to take orders.
+    pub admin: Option<Admin>,
 }
 
 /// Every route of the server.
@@ -50,6 +52,7 @@ pub fn router(state: Arc<ApiState>, options: &RouterOptions) -> Router {
         .route("/metrics", get(api::metrics_text))
         .method_not_allowed_fallback(wrong_method)
         .merge(v1)
+        .merge(options.admin.as_ref().map(Admin::routes).unwrap_or_default())
         .fallback(no_route)
         .with_state(state)
         .layer(CatchPanicLayer::custom(panicked));

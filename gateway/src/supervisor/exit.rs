@@ -36,9 +36,13 @@ impl ExitKind {
         )
     }
 
-    /// Whether the status is that of a process killed from outside, as far as a status can tell.
+    /// Whether the status is that of a process ended from outside, as far as a status can tell. A worker returns 0 only
+    /// when it was told to end.
     pub fn is_from_outside(self) -> bool {
-        matches!(self, Self::Signal(signal) if OUTSIDE_SIGNALS.contains(&signal))
+        match self {
+            Self::Code(code) => code == ExitCode::Ok as i32,
+            Self::Signal(signal) => OUTSIDE_SIGNALS.contains(&signal),
+        }
     }
 }
 
@@ -75,7 +79,7 @@ impl LastExit {
 
     /// One line: what went wrong, then how the process ended.
     pub fn reason(&self) -> String {
-        let last_words = self.stderr.iter().rev().map(|line| line.trim()).find(|line| !line.is_empty());
+        let last_words = self.stderr.iter().rev().map(|line| line.trim()).find(|line| says_why(line));
         let why = self.cause.as_deref().or(last_words);
         match (why, self.exit) {
             (Some(why), Some(exit)) => format!("{why} ({exit})"),
@@ -84,6 +88,16 @@ impl LastExit {
             (None, None) => "unknown".to_owned(),
         }
     }
+}
+
+/// Whether a line of stderr may be a reason: neither empty, nor a report that all is well, nor part of what Rust's
+/// runtime prints after a panic.
+fn says_why(line: &str) -> bool {
+    let is_frame = line.split_once(": ").is_some_and(|(number, _)| number.parse::<u32>().is_ok());
+    let is_about_frames = ["at ", "note: ", "stack backtrace:", "INFO ", "DEBUG ", "TRACE "]
+        .iter()
+        .any(|start| line.starts_with(start));
+    !(line.is_empty() || is_frame || is_about_frames)
 }
 
 #[cfg(test)]
@@ -105,7 +119,7 @@ mod tests {
         check(ExitKind::Code(64), "exit code 64", true, false);
         check(ExitKind::Code(2), "exit code 2", true, false);
         check(ExitKind::Code(1), "exit code 1", false, false);
-        check(ExitKind::Code(0), "exit code 0", false, false);
+        check(ExitKind::Code(0), "exit code 0", false, true);
     }
 
     #[test]
@@ -119,6 +133,16 @@ mod tests {
         assert_eq!(exit.reason(), "gguf magic is wrong (exit code 65)");
         exit.cause = Some("no progress for 30 s".to_owned());
         assert_eq!(exit.reason(), "no progress for 30 s (exit code 65)");
+        let lines = [
+            "memory allocation of 9 bytes failed",
+            "stack backtrace:",
+            "   3: worker::fault::strike",
+            "             at src/fault/mod.rs:9:1",
+            "note: run with `RUST_BACKTRACE=full` for a verbose backtrace.",
+        ];
+        exit.cause = None;
+        exit.stderr = lines.map(str::to_owned).to_vec();
+        assert_eq!(exit.reason(), "memory allocation of 9 bytes failed (exit code 65)");
         exit =
             LastExit { exit: Some(ExitKind::Signal(9)), cause: None, stderr: Vec::new(), permanent: false };
         assert_eq!(exit.reason(), "signal 9 (SIGKILL)");

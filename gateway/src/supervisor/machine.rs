@@ -5,154 +5,37 @@
 //!     └─────────┴────────┴──→ Crashed → Backoff → Starting
 //!                                └────→ Failed ──→ Starting (slowly; never where the cause is permanent)
 //! ```
+//! A worker is *managed* (its process is ours: started, signalled, reaped) or *attached* (a service manager runs it: we
+//! connect, and a life is one connection). An attached worker is never terminated; it is killed only when it hangs,
+//! which leaves its service manager to start it again.
+//!
 //! What holds always: a process is started only after the one before was reaped; `Ready` comes only after a handshake
 //! of our version and the worker's own `Ready`; waits between restarts grow with crashes in a row and are capped; a
-//! worker that was told to drain ends in `Stopped` and is not started again. It does not know about sockets, requests
-//! or clocks.
+//! worker that was told to drain ends in `Stopped` and is not started again; one that was told to restart comes back
+//! at once, and its requests are innocent. It does not know about sockets, requests or clocks.
 
 use super::SupervisorTiming;
 use super::exit::ExitKind;
+pub use super::life::WorkerState;
+pub(crate) use super::life::{Action, Blame, Event, Loss, Tenure};
 use shared::ipc::PROTOCOL_VERSION;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-/// Where a worker stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum WorkerState {
-    /// A process was started; its handshake is awaited.
-    Starting,
-    /// The model loads.
-    Loading,
-    /// Requests are served.
-    Ready,
-    /// What runs is finished, nothing new is taken; then the process ends.
-    Draining,
-    /// Ended on demand; stays so.
-    Stopped,
-    /// Given up; its process is awaited or killed.
-    Crashed,
-    /// No process; the next start waits.
-    Backoff,
-    /// The circuit is open: tried again rarely, or never where the cause is permanent.
-    Failed,
-}
-
-impl WorkerState {
-    /// Every state, for gauges with one label value each.
-    pub const ALL: [Self; 8] = [
-        Self::Starting,
-        Self::Loading,
-        Self::Ready,
-        Self::Draining,
-        Self::Stopped,
-        Self::Crashed,
-        Self::Backoff,
-        Self::Failed,
-    ];
-
-    /// The word used in `/health` and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Loading => "loading",
-            Self::Ready => "ready",
-            Self::Draining => "draining",
-            Self::Stopped => "stopped",
-            Self::Crashed => "crashed",
-            Self::Backoff => "backoff",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-impl std::fmt::Display for WorkerState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// The process runs.
-    Spawned,
-    /// There is no process; the text names program and reason.
-    SpawnFailed(String, ErrorKind),
-    /// The worker answered the handshake with this protocol version.
-    Hello(u32),
-    /// Loading went on.
-    Progress,
-    /// The model is loaded.
-    ModelReady,
-    /// The worker emitted its first token.
-    Useful,
-    /// The worker is not to be trusted any more.
-    Lost(Loss),
-    /// The process was reaped.
-    Exited(ExitKind),
-    /// Take nothing new, finish within the time, end.
-    Drain(Duration),
-    /// No request is left in the worker.
-    Idle,
-    /// Time passed.
-    Tick,
-}
-
-/// Why a running worker is given up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Loss {
-    /// The connection ended; most likely the process is ending too, and its status will tell why.
-    Closed,
-    /// The worker said that it cannot go on, and exits.
-    Fatal(String),
-    /// It broke the protocol.
-    Protocol(String),
-    /// It makes no progress.
-    Hung,
-}
-
-/// What the shell must do, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Action {
-    /// Start the process and answer with `Spawned` or `SpawnFailed`.
-    Spawn,
-    /// Connect to the socket, trying until it is there.
-    Connect,
-    /// Drop the connection.
-    Disconnect,
-    /// Route requests to it.
-    Serve,
-    /// Ask the worker to take nothing new.
-    SendDrain,
-    /// SIGTERM.
-    Terminate,
-    /// SIGKILL.
-    Kill,
-    /// Give the requests it held to others.
-    Release(Blame),
-}
-
-/// Whether the requests a dead worker held may have killed it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Blame {
-    /// They may.
-    Suspect,
-    /// It was ended from outside or on demand.
-    Innocent,
-}
-
 /// The share of a wait that chance may take away, so that workers that crash together do not start together.
 const JITTER_SHARE: f64 = 0.5;
 /// Doublings after which the wait is at its cap whatever its first length; keeps the shift in range.
 const DOUBLINGS_MAX: u32 = 20;
+/// How often an attached worker of another version is looked at for having been exchanged.
+const EXCHANGE_LOOK: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Starting { until: Instant },
     Loading { until: Instant },
     Ready { since: Instant },
-    Draining { until: Option<Instant>, stage: Stage },
+    Draining { until: Option<Instant>, stage: Stage, after: After },
     Stopped,
     Crashed { kill_at: Option<Instant> },
     Backoff { until: Instant },
@@ -167,9 +50,17 @@ enum Stage {
     Killed,
 }
 
+/// What follows a drain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum After {
+    Stop,
+    Restart,
+}
+
 /// One worker's state. Feed it with [`Machine::on`].
 #[derive(Debug)]
 pub(crate) struct Machine {
+    tenure: Tenure,
     timing: SupervisorTiming,
     phase: Phase,
     life: Life,
@@ -197,8 +88,9 @@ struct Life {
 
 impl Machine {
     /// A worker whose first start is due at once. `seed` sets its jitter.
-    pub(crate) fn new(timing: SupervisorTiming, seed: u64, now: Instant) -> Self {
+    pub(crate) fn new(tenure: Tenure, timing: SupervisorTiming, seed: u64, now: Instant) -> Self {
         Self {
+            tenure,
             timing,
             phase: Phase::Backoff { until: now },
             life: Life::default(),
@@ -261,7 +153,7 @@ impl Machine {
                 Vec::new()
             }
             // The order to end came while the process was being made, and must be given again.
-            (Phase::Draining { .. }, Event::Spawned) => self.terminate(now),
+            (Phase::Draining { after, .. }, Event::Spawned) => self.terminate(after, now),
             (Phase::Crashed { .. }, Event::Spawned) => vec![Action::Kill],
             (Phase::Starting { .. }, Event::Hello(PROTOCOL_VERSION)) => {
                 self.phase = Phase::Loading { until: now + self.timing.load_silence };
@@ -269,7 +161,8 @@ impl Machine {
             }
             (Phase::Starting { .. }, Event::Hello(version)) => {
                 self.life.permanent = true;
-                self.kill(format!("worker speaks protocol version {version}, gateway {PROTOCOL_VERSION}"))
+                let cause = format!("worker speaks protocol version {version}, gateway {PROTOCOL_VERSION}");
+                self.give_up(cause, now)
             }
             (phase @ Phase::Starting { .. }, Event::Progress | Event::ModelReady) => {
                 self.lost(phase, Loss::Protocol("worker speaks before its handshake".to_owned()), now)
@@ -290,7 +183,10 @@ impl Machine {
             (phase, Event::Lost(loss)) => self.lost(phase, loss, now),
             (phase, Event::Exited(exit)) => self.exited(phase, exit, now),
             (phase, Event::Drain(grace)) => self.drain(phase, grace, now),
-            (Phase::Draining { stage: Stage::Finishing, .. }, Event::Idle) => self.terminate(now),
+            (phase, Event::Restart(grace)) => self.restart(phase, grace, now),
+            (Phase::Draining { stage: Stage::Finishing, after, .. }, Event::Idle) => {
+                self.end_life(after, now)
+            }
             (phase, Event::Tick) => self.tick(phase, now),
             _ => Vec::new(),
         }
@@ -299,38 +195,99 @@ impl Machine {
     fn start(&mut self, now: Instant) -> Vec<Action> {
         self.life = Life::default();
         self.phase = Phase::Starting { until: now + self.timing.handshake };
-        vec![Action::Spawn]
+        match self.tenure {
+            Tenure::Managed => vec![Action::Spawn],
+            Tenure::Attached => vec![Action::Connect],
+        }
     }
 
-    /// Gives the worker up and kills it at once.
-    fn kill(&mut self, cause: String) -> Vec<Action> {
+    /// Gives the worker up. A process of ours is killed at once; an attached one may be right where we are wrong, so
+    /// that only the connection ends.
+    fn give_up(&mut self, cause: String, now: Instant) -> Vec<Action> {
         self.life.cause = Some(cause);
-        self.life.killed = true;
-        self.phase = Phase::Crashed { kill_at: None };
-        vec![Action::Disconnect, Action::Kill]
+        match self.tenure {
+            Tenure::Managed => {
+                self.life.killed = true;
+                self.phase = Phase::Crashed { kill_at: None };
+                vec![Action::Disconnect, Action::Kill]
+            }
+            Tenure::Attached => self.connection_over(Blame::Suspect, now),
+        }
     }
 
-    fn terminate(&mut self, now: Instant) -> Vec<Action> {
-        self.phase =
-            Phase::Draining { until: Some(now + self.timing.terminate_grace), stage: Stage::Terminated };
+    /// The life of an attached worker ends with its connection.
+    fn connection_over(&mut self, blame: Blame, now: Instant) -> Vec<Action> {
+        self.phase = if self.life.permanent {
+            // It may be exchanged for one of our version at any time.
+            Phase::Failed { retry_at: Some(now + self.timing.failed_retry.min(EXCHANGE_LOOK)) }
+        } else {
+            if self.life.was_ready {
+                self.streak = 0;
+            }
+            Phase::Backoff { until: now + self.next_wait() }
+        };
+        vec![Action::Disconnect, Action::Release(blame)]
+    }
+
+    /// Ends what was drained.
+    fn end_life(&mut self, after: After, now: Instant) -> Vec<Action> {
+        match self.tenure {
+            Tenure::Managed => self.terminate(after, now),
+            Tenure::Attached => {
+                self.phase = self.phase_after(after, now);
+                vec![Action::Disconnect, Action::Release(Blame::Innocent)]
+            }
+        }
+    }
+
+    fn phase_after(&self, after: After, now: Instant) -> Phase {
+        match after {
+            After::Stop => Phase::Stopped,
+            After::Restart => Phase::Backoff { until: now },
+        }
+    }
+
+    fn terminate(&mut self, after: After, now: Instant) -> Vec<Action> {
+        let until = Some(now + self.timing.terminate_grace);
+        self.phase = Phase::Draining { until, stage: Stage::Terminated, after };
         vec![Action::Terminate]
     }
 
     fn lost(&mut self, phase: Phase, loss: Loss, now: Instant) -> Vec<Action> {
         match phase {
             Phase::Starting { .. } | Phase::Loading { .. } | Phase::Ready { .. } => {}
-            Phase::Draining { stage: Stage::Finishing, .. } => return self.terminate(now),
+            Phase::Draining { stage: Stage::Finishing, after, .. } => return self.end_life(after, now),
             _ => return Vec::new(),
         }
-        match loss {
-            Loss::Protocol(reason) => self.kill(format!("protocol error: {reason}")),
-            Loss::Hung => self.kill(format!("no progress for {:?} with requests running", self.timing.hang)),
-            Loss::Closed | Loss::Fatal(_) => {
+        match (self.tenure, loss) {
+            (_, Loss::Protocol(reason)) => self.give_up(format!("protocol error: {reason}"), now),
+            (_, Loss::Busy(pid)) => self.give_up(busy(pid), now),
+            (Tenure::Attached, Loss::Left) => {
+                self.life.cause = Some("worker was told to end".to_owned());
+                self.connection_over(Blame::Innocent, now)
+            }
+            (Tenure::Managed, Loss::Hung(reason)) => self.give_up(reason, now),
+            (Tenure::Attached, Loss::Hung(reason)) => {
+                self.life.cause = Some(reason);
+                // While the connection is open the process id is still its own.
+                let mut actions = vec![Action::Kill];
+                actions.extend(self.connection_over(Blame::Suspect, now));
+                actions
+            }
+            (tenure, loss @ (Loss::Closed | Loss::Left | Loss::Fatal(_))) => {
                 if let Loss::Fatal(reason) = loss {
                     self.life.cause = Some(reason);
                 }
-                self.phase = Phase::Crashed { kill_at: Some(now + self.timing.exit_grace) };
-                vec![Action::Disconnect]
+                match tenure {
+                    Tenure::Managed => {
+                        self.phase = Phase::Crashed { kill_at: Some(now + self.timing.exit_grace) };
+                        vec![Action::Disconnect]
+                    }
+                    Tenure::Attached => {
+                        self.life.cause.get_or_insert_with(|| "connection lost".to_owned());
+                        self.connection_over(Blame::Suspect, now)
+                    }
+                }
             }
         }
     }
@@ -346,8 +303,8 @@ impl Machine {
                 actions.extend(self.after_crash(Some(exit), now));
                 actions
             }
-            Phase::Draining { .. } => {
-                self.phase = Phase::Stopped;
+            Phase::Draining { after, .. } => {
+                self.phase = self.phase_after(after, now);
                 vec![Action::Disconnect, Action::Release(Blame::Innocent)]
             }
             Phase::Stopped | Phase::Backoff { .. } | Phase::Failed { .. } => Vec::new(),
@@ -391,7 +348,11 @@ impl Machine {
     fn next_wait(&mut self) -> Duration {
         let doublings = self.streak.min(DOUBLINGS_MAX);
         self.streak = self.streak.saturating_add(1);
-        let nominal = self.timing.backoff_first.saturating_mul(1 << doublings).min(self.timing.backoff_max);
+        let longest = match self.tenure {
+            Tenure::Managed => self.timing.backoff_max,
+            Tenure::Attached => self.timing.reconnect_max,
+        };
+        let nominal = self.timing.backoff_first.saturating_mul(1 << doublings).min(longest);
         nominal.mul_f64(1.0 - JITTER_SHARE * self.next_unit())
     }
 
@@ -406,25 +367,59 @@ impl Machine {
 
     fn drain(&mut self, phase: Phase, grace: Duration, now: Instant) -> Vec<Action> {
         match phase {
-            Phase::Ready { .. } => {
-                self.phase = Phase::Draining { until: Some(now + grace), stage: Stage::Finishing };
-                vec![Action::SendDrain]
-            }
-            Phase::Starting { .. } | Phase::Loading { .. } => {
-                let mut actions = vec![Action::Disconnect];
-                actions.extend(self.terminate(now));
-                actions
-            }
+            Phase::Ready { .. } => self.finish(After::Stop, grace, now),
+            Phase::Starting { .. } | Phase::Loading { .. } => self.interrupt(After::Stop, now),
             Phase::Crashed { .. } => {
-                self.phase = Phase::Draining { until: None, stage: Stage::Killed };
+                self.phase = Phase::Draining { until: None, stage: Stage::Killed, after: After::Stop };
                 vec![Action::Kill]
             }
             Phase::Backoff { .. } | Phase::Failed { .. } => {
                 self.phase = Phase::Stopped;
                 Vec::new()
             }
-            Phase::Draining { .. } | Phase::Stopped => Vec::new(),
+            // A restart under way becomes an end.
+            Phase::Draining { until, stage, .. } => {
+                let until = match stage {
+                    Stage::Finishing => until.map(|until| until.min(now + grace)),
+                    Stage::Terminated | Stage::Killed => until,
+                };
+                self.phase = Phase::Draining { until, stage, after: After::Stop };
+                Vec::new()
+            }
+            Phase::Stopped => Vec::new(),
         }
+    }
+
+    /// An operator wants a fresh process. One that waits for its next start is started now, whatever it failed of.
+    fn restart(&mut self, phase: Phase, grace: Duration, now: Instant) -> Vec<Action> {
+        match phase {
+            Phase::Ready { .. } => self.finish(After::Restart, grace, now),
+            Phase::Starting { .. } | Phase::Loading { .. } => self.interrupt(After::Restart, now),
+            Phase::Backoff { .. } | Phase::Failed { .. } => {
+                self.streak = 0;
+                self.crashes.clear();
+                self.on_trial = false;
+                self.start(now)
+            }
+            Phase::Crashed { .. } | Phase::Draining { .. } | Phase::Stopped => Vec::new(),
+        }
+    }
+
+    /// Lets a serving worker finish what it has.
+    fn finish(&mut self, after: After, grace: Duration, now: Instant) -> Vec<Action> {
+        self.phase = Phase::Draining { until: Some(now + grace), stage: Stage::Finishing, after };
+        match self.tenure {
+            Tenure::Managed => vec![Action::SendDrain],
+            // It goes on serving, only not us.
+            Tenure::Attached => Vec::new(),
+        }
+    }
+
+    /// Ends a worker that has nothing to finish yet.
+    fn interrupt(&mut self, after: After, now: Instant) -> Vec<Action> {
+        let mut actions = vec![Action::Disconnect];
+        actions.extend(self.end_life(after, now));
+        actions
     }
 
     fn tick(&mut self, phase: Phase, now: Instant) -> Vec<Action> {
@@ -432,9 +427,11 @@ impl Machine {
             return Vec::new();
         }
         match phase {
-            Phase::Starting { .. } => self.kill(format!("no handshake within {:?}", self.timing.handshake)),
+            Phase::Starting { .. } => {
+                self.give_up(format!("no handshake within {:?}", self.timing.handshake), now)
+            }
             Phase::Loading { .. } => {
-                self.kill(format!("no progress for {:?} while loading", self.timing.load_silence))
+                self.give_up(format!("no progress for {:?} while loading", self.timing.load_silence), now)
             }
             Phase::Crashed { .. } => {
                 self.life.killed = true;
@@ -444,9 +441,9 @@ impl Machine {
                 self.phase = Phase::Crashed { kill_at: None };
                 vec![Action::Kill]
             }
-            Phase::Draining { stage: Stage::Finishing, .. } => self.terminate(now),
-            Phase::Draining { .. } => {
-                self.phase = Phase::Draining { until: None, stage: Stage::Killed };
+            Phase::Draining { stage: Stage::Finishing, after, .. } => self.end_life(after, now),
+            Phase::Draining { after, .. } => {
+                self.phase = Phase::Draining { until: None, stage: Stage::Killed, after };
                 vec![Action::Disconnect, Action::Kill]
             }
             Phase::Backoff { .. } => self.start(now),
@@ -456,6 +453,13 @@ impl Machine {
             }
             Phase::Ready { .. } | Phase::Stopped => Vec::new(),
         }
+    }
+}
+
+fn busy(owner_pid: Option<u32>) -> String {
+    match owner_pid {
+        Some(pid) => format!("worker serves another gateway, process {pid}"),
+        None => "worker serves another gateway".to_owned(),
     }
 }
 

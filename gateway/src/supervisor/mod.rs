@@ -1,4 +1,4 @@
-//! Keeps one worker process per configured device alive: decides in `machine` and `watchdog` (pure: events and time
+//! Keeps one worker process per configured device alive, or the connection to one that a service manager runs: decides in `machine` and `watchdog` (pure: events and time
 //! in, actions out), acts in `process`. The loop that joins them with a connection and the requests in flight is
 //! `fleet::keeper`.
 //!
@@ -7,9 +7,12 @@
 //! death, and `process` spawns from a thread that lives as long as the fleet, since that signal follows the thread.
 
 pub(crate) mod exit;
+pub(crate) mod life;
 pub(crate) mod machine;
+pub(crate) mod pinning;
 pub(crate) mod process;
 pub(crate) mod watchdog;
+mod worker_log;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -33,14 +36,16 @@ pub struct SupervisorTiming {
     pub handshake: Duration,
     /// Longest silence between two signs of progress while the model loads.
     pub load_silence: Duration,
-    /// Longest time without a step or a `Pong` while sequences run.
+    /// Longest time without any answer of the process, and without progress of an engine that has loaded its model.
     pub hang: Duration,
-    /// How often a worker with running sequences is pinged.
+    /// How often a worker is pinged.
     pub ping_interval: Duration,
     /// Wait before the first restart; doubles with each crash in a row.
     pub backoff_first: Duration,
     /// Longest wait between restarts.
     pub backoff_max: Duration,
+    /// Longest wait between two tries to connect to an attached worker; a try costs next to nothing.
+    pub reconnect_max: Duration,
     /// Crashes within [`Self::crash_window`] that open the circuit.
     pub crashes_max: usize,
     /// How long a crash is remembered.
@@ -63,6 +68,7 @@ impl Default for SupervisorTiming {
             ping_interval: Duration::from_secs(1),
             backoff_first: Duration::from_millis(100),
             backoff_max: Duration::from_secs(30),
+            reconnect_max: Duration::from_secs(1),
             crashes_max: 5,
             crash_window: Duration::from_secs(120),
             failed_retry: Duration::from_secs(60),

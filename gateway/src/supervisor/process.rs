@@ -5,6 +5,7 @@
 
 use super::WorkerConfig;
 use super::exit::ExitKind;
+use super::worker_log::Line;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::collections::VecDeque;
@@ -89,6 +90,7 @@ impl WorkerProcess {
             // Keys are the gateway's business.
             .env_remove("ROCMFORGE_API_KEY")
             .env_remove("ROCMFORGE_API_KEYS")
+            .env_remove("ROCMFORGE_ADMIN_KEY")
             .envs(config.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -143,7 +145,9 @@ async fn forward_lines(pipe: ChildStderr, worker: u32, kept: &Mutex<VecDeque<Str
         if text.is_empty() {
             continue;
         }
-        log_line(worker, &text);
+        let line = Line::parse(&text);
+        let text = line.kept();
+        line.log(worker);
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == STDERR_LINES_KEPT {
             kept.pop_front();
@@ -170,21 +174,5 @@ async fn read_line<'a>(reader: &mut BufReader<ChildStderr>, line: &'a mut Vec<u8
         if end.is_some() {
             return Some(line.as_slice());
         }
-    }
-}
-
-/// Logs a worker's line at the level it names itself; a line without one (a panic, a library's complaint) is a warning.
-fn log_line(worker: u32, line: &str) {
-    // The level stands after the time stamp in both of our formats.
-    let head: String = line.chars().take(80).collect();
-    let has = |level: &str| head.split(|c: char| !c.is_ascii_uppercase()).any(|word| word == level);
-    if has("ERROR") {
-        tracing::error!(worker, line, "worker stderr");
-    } else if has("INFO") {
-        tracing::info!(worker, line, "worker stderr");
-    } else if has("DEBUG") || has("TRACE") {
-        tracing::debug!(worker, line, "worker stderr");
-    } else {
-        tracing::warn!(worker, line, "worker stderr");
     }
 }

@@ -84,7 +84,7 @@ async fn models_are_listed_and_retrieved() {
 async fn keys_guard_v1_alone() {
     let options = RouterOptions {
         keys: ApiKeys::new(&[Secret::new("sk-right")], RateLimits::default()).into(),
-        cors_origins: Vec::new(),
+        ..RouterOptions::default()
     };
     let server = Server::with_options(Script::Says("x"), &options);
     let ask = async |key: Option<&str>| {
@@ -136,6 +136,7 @@ async fn cors_is_off_unless_asked_for() {
         let options = RouterOptions {
             keys: ApiKeys::new(&[Secret::new("k")], RateLimits::default()).into(),
             cors_origins: vec![configured.to_owned()],
+            ..RouterOptions::default()
         };
         let on = Server::with_options(Script::Says("x"), &options).ask(preflight()).await;
         assert_eq!(

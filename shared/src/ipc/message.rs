@@ -22,7 +22,8 @@ pub enum ToWorker {
         /// The attempt meant; another attempt of the same id is not touched.
         attempt: Attempt,
     },
-    /// Answered by `Pong` with the same nonce from the engine's own thread of control.
+    /// Answered by `Heartbeat` at once and, once the model is loaded, by `Pong` with the same nonce from the engine's
+    /// own thread between two steps.
     Ping {
         /// Returned as it is.
         nonce: u64,
@@ -129,6 +130,49 @@ pub enum FromWorker {
         /// One line.
         error: String,
     },
+    /// Answer to `Ping` from beside the engine, at once: what the engine's thread does and how often it got on with
+    /// it. That this answer comes shows a living process; only a change of `progress` shows a living engine.
+    Heartbeat {
+        /// What the engine's thread is doing.
+        phase: Phase,
+        /// Grows with every layer computed, sequence sampled, message handed over and tensor loaded.
+        progress: u64,
+    },
+    /// The worker was told to end by somebody else than the gateway, and does. Its requests did nothing to it.
+    Leaving,
+    /// Second and last message to a gateway that comes while the worker serves another, which keeps it.
+    Busy {
+        /// Process id of the gateway that is served, where the system tells it.
+        owner_pid: Option<u32>,
+    },
+}
+
+/// What a worker's engine is doing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Encode, Decode)]
+pub enum Phase {
+    /// The model is not there yet.
+    #[default]
+    Loading,
+    /// Nothing is to be computed.
+    Idle,
+    /// A forward pass.
+    Computing,
+    /// Drawing tokens.
+    Sampling,
+    /// Handing messages to the gateway.
+    Reporting,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Loading => "loading",
+            Self::Idle => "idle",
+            Self::Computing => "computing",
+            Self::Sampling => "sampling",
+            Self::Reporting => "reporting",
+        })
+    }
 }
 
 /// One emitted token.

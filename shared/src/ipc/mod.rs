@@ -17,4 +17,4 @@ pub use frame::{FrameError, FrameReader, FrameWriter};
 pub use message::{FromWorker, ToWorker};
 
 /// Raised with every change of a message's encoding. Gateway and worker of one release share it.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;

@@ -7,6 +7,7 @@ mod npy;
 pub mod serve;
 pub mod tensor;
 
+use crate::activity::Activity;
 use crate::backend::{BackendError, CpuBackend, KvType, ReferenceBackend};
 use crate::batch::{Batch, Forward};
 use crate::model::{CacheBudget, Model, ModelError, Opened};
@@ -16,6 +17,7 @@ use kernels::cpu::{Cpu, Isa};
 use shared::cores::physical_cores;
 use shared::error::ExitCode;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Environment variable that forces an instruction set.
 pub const ISA_VARIABLE: &str = "ROCMFORGE_CPU_ISA";
@@ -252,6 +254,10 @@ where
 
     fn copy_block(&mut self, from: u32, to: u32) -> Result<(), E> {
         (**self).copy_block(from, to)
+    }
+
+    fn report_to(&mut self, activity: Arc<Activity>) {
+        (**self).report_to(activity);
     }
 }
 

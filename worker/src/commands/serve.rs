@@ -12,8 +12,9 @@ use clap::{Args, ValueEnum};
 use shared::cores::physical_cores;
 use shared::error::one_line;
 use shared::ipc::message::{DeviceInfo, WorkerLimits};
-use shared::ipc::transport::Listener;
-use std::path::PathBuf;
+use shared::ipc::transport::{self, Listener};
+use std::path::{Path, PathBuf};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// When tokens to come are guessed and verified together, as the command line spells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -70,7 +71,8 @@ pub struct ServeArgs {
     pub device: DeviceArgs,
 }
 
-/// Runs the command until the gateway says shutdown or a signal ends the process.
+/// Runs the command until the gateway says shutdown, or SIGTERM or SIGINT comes. The requests it holds then are the
+/// gateway's to hand on; the socket's file is removed.
 pub fn run(args: &ServeArgs) -> Result<(), CommandError> {
     fault::install(|name| std::env::var(name).ok())
         .map_err(|error| CommandError::Configuration(error.to_string()))?;
@@ -84,6 +86,8 @@ pub fn run(args: &ServeArgs) -> Result<(), CommandError> {
         .build()
         .map_err(|error| CommandError::Runtime(format!("start the runtime: {error}")))?;
     runtime.block_on(async {
+        let told_to_end = told_to_end()?;
+        refuse_used_socket(&args.socket).await?;
         let listener =
             Listener::bind(&args.socket).map_err(|error| CommandError::Configuration(one_line(&error)))?;
         let engine_args = args.clone();
@@ -91,10 +95,33 @@ pub fn run(args: &ServeArgs) -> Result<(), CommandError> {
             .name("engine".to_owned())
             .spawn(move || load_and_run(&engine_args, loader))
             .map_err(|error| CommandError::Runtime(format!("start the engine's thread: {error}")))?;
-        ipc_server::serve(listener, device, loading)
-            .await
+        let ended = ipc_server::serve(listener, device, loading, told_to_end).await;
+        ended
             .map_err(|error| CommandError::Served { exit_code: error.exit_code(), message: one_line(&error) })
     })
+}
+
+/// Resolves with SIGTERM or SIGINT, which end nothing by themselves from here on.
+fn told_to_end() -> Result<impl Future<Output = ()>, CommandError> {
+    let listen = |kind, name: &str| {
+        signal(kind).map_err(|error| CommandError::Runtime(format!("listen for {name}: {error}")))
+    };
+    let mut terminate = listen(SignalKind::terminate(), "SIGTERM")?;
+    let mut interrupt = listen(SignalKind::interrupt(), "SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("told to end");
+    })
+}
+
+/// Binding replaces the file of a dead process; that of a living one must stay its own.
+async fn refuse_used_socket(socket: &Path) -> Result<(), CommandError> {
+    let Ok(connection) = transport::connect(socket).await else { return Ok(()) };
+    let by = connection.peer_pid.map(|pid| format!(" by process {pid}")).unwrap_or_default();
+    Err(CommandError::Configuration(format!("socket {} is in use{by}", socket.display())))
 }
 
 /// Body of the engine's thread.

@@ -16,6 +16,7 @@ mod timeline;
 
 pub use memory::resident_bytes;
 
+use crate::activity::Activity;
 use crate::batch::{Batch, Forward};
 use crate::fault::{self, Faults};
 use crate::sampler::Sampler;
@@ -24,8 +25,9 @@ use memory::MemoryGauge;
 use shared::error::Category;
 use shared::ids::{Attempt, RequestId};
 use shared::ipc::FromWorker;
-use shared::ipc::message::{EngineStats, FinishReason, Submit, Timings};
+use shared::ipc::message::{EngineStats, FinishReason, Phase, Submit, Timings};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 use step_budget::StepBudget;
 use timeline::Timeline;
@@ -104,6 +106,7 @@ pub struct Engine<F> {
     stats: EngineStats,
     memory: MemoryGauge,
     budget: StepBudget,
+    activity: Arc<Activity>,
     /// What goes wrong on purpose; `None` outside tests.
     faults: Option<&'static Faults>,
 }
@@ -125,8 +128,15 @@ impl<F: Forward> Engine<F> {
             stats: EngineStats::default(),
             memory: MemoryGauge::new(memory_used_bytes),
             budget,
+            activity: Arc::default(),
             faults: fault::active(),
         }
+    }
+
+    /// Tells `activity` from now on what the engine does.
+    pub fn report_to(&mut self, activity: Arc<Activity>) {
+        self.forward.report_to(Arc::clone(&activity));
+        self.activity = activity;
     }
 
     /// The configuration in force, which may be tighter than the one given.
@@ -138,6 +148,7 @@ impl<F: Forward> Engine<F> {
     pub fn run(mut self, mut events: mpsc::Receiver<Event>) -> Result<(), EngineError> {
         loop {
             if self.scheduler.is_idle() {
+                self.activity.enter(Phase::Idle);
                 match events.blocking_recv().map(|event| self.handle(event)) {
                     Some(Next::Continue) => {}
                     Some(Next::Stop) | None => return Ok(()),
@@ -215,9 +226,9 @@ impl<F: Forward> Engine<F> {
 
     /// Hands a message to the writer, waiting for room. A writer that is gone means a gateway that is gone.
     fn send(&mut self, message: FromWorker) {
-        if let Some(gateway) = &self.gateway
-            && gateway.blocking_send(message).is_err()
-        {
+        let Some(gateway) = &self.gateway else { return };
+        self.activity.enter(Phase::Reporting);
+        if gateway.blocking_send(message).is_err() {
             tracing::info!("gateway is gone, its requests are dropped");
             self.forget_requests();
             self.gateway = None;

@@ -8,7 +8,7 @@ use crate::scheduler::{Chunk, Plan, Rank, Scheduler};
 use crate::sequence::Sequence;
 use shared::ids::{Attempt, RequestId, TokenId};
 use shared::ipc::FromWorker;
-use shared::ipc::message::{FinishReason, Rejection, TokenEvent};
+use shared::ipc::message::{FinishReason, Phase, Rejection, TokenEvent};
 use std::time::Instant;
 
 /// A request that ended in this step.
@@ -86,6 +86,7 @@ impl<F: Forward> Engine<F> {
         if self.faults.is_some() && self.inject_faults(&plan) == Injected::NothingToCompute {
             return Ok(());
         }
+        self.activity.enter(Phase::Computing);
         let started = Instant::now();
         for chunk in &plan.chunks {
             if let Some(timeline) = self.timelines.get_mut(&chunk.rank) {
@@ -139,7 +140,7 @@ impl<F: Forward> Engine<F> {
 
     /// Forward pass and sampling.
     fn compute(&mut self, plan: &Plan) -> Result<(Vec<TokenEvent>, Vec<Ended>), EngineError> {
-        let Self { forward, scheduler, sampler, batch, timelines, .. } = self;
+        let Self { forward, scheduler, sampler, batch, timelines, activity, .. } = self;
         let vocab_size = forward.vocab_size();
         let logits = forward.forward(batch).map_err(|error| EngineError::Forward(Box::new(error)))?;
         let expected = batch.logit_rows.len() * vocab_size;
@@ -147,10 +148,12 @@ impl<F: Forward> Engine<F> {
             return Err(EngineError::LogitsShape { actual: logits.len(), expected });
         }
         let computed = Instant::now();
+        activity.enter(Phase::Sampling);
         let mut rows = logits.chunks_exact(vocab_size);
         let mut draw = Draw { scheduler, sampler, events: Vec::with_capacity(batch.logit_rows.len()) };
         let mut ended = Vec::new();
         for chunk in &plan.chunks {
+            activity.advance();
             let own = rows.by_ref().take(chunk.logit_rows());
             let emitted_before = draw.events.len();
             let outcome = draw.chunk(chunk, &own.collect::<Vec<&[f32]>>());

@@ -1,6 +1,7 @@
 //! The thread that loads the model and then runs the engine, as the server sees it.
 
 use super::ServeError;
+use crate::activity::Activity;
 use crate::batch::Forward;
 use crate::engine::{EVENTS_MAX, Engine, Event};
 use shared::error::ExitCode;
@@ -37,6 +38,7 @@ pub(super) struct Loaded {
 /// otherwise (a panic) ends the server with an internal error.
 #[derive(Debug)]
 pub struct Loader {
+    activity: Arc<Activity>,
     state: watch::Sender<ModelState>,
     ended: oneshot::Sender<Result<(), ServeError>>,
 }
@@ -44,6 +46,7 @@ pub struct Loader {
 /// The server's end.
 #[derive(Debug)]
 pub struct Loading {
+    pub(super) activity: Arc<Activity>,
     pub(super) state: watch::Receiver<ModelState>,
     pub(super) ended: oneshot::Receiver<Result<(), ServeError>>,
 }
@@ -52,12 +55,15 @@ pub struct Loading {
 pub fn loading() -> (Loader, Loading) {
     let (state_in, state) = watch::channel(ModelState::Loading { done_bytes: 0, total_bytes: 0 });
     let (ended_in, ended) = oneshot::channel();
-    (Loader { state: state_in, ended: ended_in }, Loading { state, ended })
+    let activity = Arc::new(Activity::default());
+    let loader = Loader { activity: Arc::clone(&activity), state: state_in, ended: ended_in };
+    (loader, Loading { activity, state, ended })
 }
 
 impl Loader {
     /// Tells how far loading is. Cheap: call it as often as convenient, gateways hear of it at a bounded rate.
     pub fn progress(&self, done_bytes: u64, total_bytes: u64) {
+        self.activity.advance();
         self.state.send_replace(ModelState::Loading { done_bytes, total_bytes });
     }
 
@@ -68,10 +74,11 @@ impl Loader {
     }
 
     /// Announces the model as ready and runs its engine on this thread until it ends.
-    pub fn run<F: Forward>(self, model: ModelInfo, engine: Engine<F>) {
+    pub fn run<F: Forward>(self, model: ModelInfo, mut engine: Engine<F>) {
         let (events_in, events) = mpsc::channel(EVENTS_MAX);
         let limits = engine.config().limits;
-        let Self { state, ended } = self;
+        let Self { activity, state, ended } = self;
+        engine.report_to(activity);
         state.send_replace(ModelState::Ready(Arc::new(Loaded { model, limits, events: events_in })));
         // Kept here, the state would hold a sender of the engine's own events, and it could not end with the server.
         drop(state);

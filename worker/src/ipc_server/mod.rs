@@ -3,8 +3,9 @@
 //!
 //! `main` binds the listener, starts the thread that loads the model with a [`Loader`], and awaits [`serve`] on a
 //! current-thread runtime. What holds always: a bad frame, version or peer closes its own connection only; one
-//! gateway at a time is served, the newest that completed its handshake, and the one before it is closed first;
-//! the engine outlives gateways. A ping is answered by the engine's thread once there is one, so that a hang shows.
+//! gateway at a time is served and keeps the worker until its connection ends, another that comes meanwhile is told
+//! so and turned away; the engine outlives gateways. A ping is answered twice: from here at once, which shows a living
+//! process, and by the engine's thread when it gets to it, which shows a living engine.
 //! Deliberately absent: any state about requests.
 
 mod handshake;
@@ -20,11 +21,15 @@ use shared::error::{Category, ExitCode, one_line};
 use shared::ipc::FromWorker;
 use shared::ipc::message::DeviceInfo;
 use shared::ipc::transport::{Connection, Listener, TransportError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
 
 /// Peers that may shake hands at the same time; more are turned away.
 const HANDSHAKES_MAX: usize = 8;
+/// How long a newcomer waits for the end of a connection whose gateway may just have died. That end lies in the socket
+/// already when the next gateway starts, and only has to be read.
+const TAKEOVER_WAIT: Duration = Duration::from_millis(100);
 /// Pause after the system refused to accept, which is usually a lack of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -62,13 +67,25 @@ impl ServeError {
     }
 }
 
-/// Serves gateways until one asks for a shutdown, or until the model fails to load or the engine fails.
-pub async fn serve(listener: Listener, device: DeviceInfo, mut loading: Loading) -> Result<(), ServeError> {
+/// Serves gateways until one asks for a shutdown, until `told_to_end` resolves, or until the model fails to load or
+/// the engine fails.
+pub async fn serve(
+    listener: Listener,
+    device: DeviceInfo,
+    mut loading: Loading,
+    told_to_end: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    tokio::pin!(told_to_end);
+    let mut leaving = false;
     let mut handshakes = JoinSet::new();
     let mut current: Option<Session> = None;
     let outcome = loop {
         tokio::select! {
             ended = &mut loading.ended => break ended.unwrap_or(Err(ServeError::Panicked)),
+            () = &mut told_to_end => {
+                leaving = true;
+                break Ok(());
+            }
             accepted = listener.accept() => match accepted {
                 Ok(connection) if handshakes.len() < HANDSHAKES_MAX => {
                     handshakes.spawn(shake_hands(connection, device.clone()));
@@ -77,11 +94,14 @@ pub async fn serve(listener: Listener, device: DeviceInfo, mut loading: Loading)
                 Err(error) => refuse(&error).await,
             },
             Some(greeted) = handshakes.join_next() => if let Some(connection) = admit(greeted) {
-                if let Some(former) = current.take() {
-                    tracing::warn!("a new gateway replaces the connected one");
-                    former.close().await;
+                match owner_pid(&mut current).await {
+                    Owner::None => {
+                        let activity = Arc::clone(&loading.activity);
+                        current = Some(Session::start(connection, loading.state.clone(), activity));
+                    }
+                    Owner::Gateway(pid) => turn_away(connection, pid).await,
+                    Owner::Shutdown => break Ok(()),
                 }
-                current = Some(Session::start(connection, loading.state.clone()));
             },
             end = session_end(&mut current) => {
                 current = None;
@@ -97,11 +117,38 @@ pub async fn serve(listener: Listener, device: DeviceInfo, mut loading: Loading)
             Err(error @ (ServeError::Load(_) | ServeError::Panicked)) => {
                 Some(FromWorker::Fatal { error: one_line(error) })
             }
+            Ok(()) if leaving => Some(FromWorker::Leaving),
             _ => None,
         };
         session.finish(last_words).await;
     }
     outcome
+}
+
+/// Whom the worker serves.
+enum Owner {
+    None,
+    Gateway(Option<u32>),
+    /// The last one asked for the end.
+    Shutdown,
+}
+
+async fn owner_pid(current: &mut Option<Session>) -> Owner {
+    let Some(session) = current else { return Owner::None };
+    let pid = session.peer_pid();
+    match tokio::time::timeout(TAKEOVER_WAIT, session.ended()).await {
+        Err(_) => Owner::Gateway(pid),
+        Ok(end) => {
+            *current = None;
+            if end == SessionEnd::Shutdown { Owner::Shutdown } else { Owner::None }
+        }
+    }
+}
+
+async fn turn_away(mut connection: Connection, owner_pid: Option<u32>) {
+    tracing::warn!(peer_pid = connection.peer_pid, owner_pid, "gateway refused, another one is connected");
+    // One that does not wait for the reason sees the connection close.
+    let _ = connection.sender.write(&FromWorker::Busy { owner_pid }).await;
 }
 
 async fn refuse(error: &TransportError) {

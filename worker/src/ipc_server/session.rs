@@ -5,9 +5,10 @@
 //! writer ends, that channel closes, which is how the engine learns of a dead gateway even while it waits to send.
 
 use super::loader::{Loaded, ModelState};
+use crate::activity::Activity;
 use crate::engine::{Event, MESSAGES_MAX};
 use crate::fault::{self, Faults};
-use shared::ipc::message::{EngineStats, Rejection, Submit};
+use shared::ipc::message::{Rejection, Submit};
 use shared::ipc::transport::{Connection, Receiver, Sender};
 use shared::ipc::{FrameError, FromWorker, ToWorker};
 use std::sync::Arc;
@@ -31,26 +32,38 @@ pub(super) enum SessionEnd {
     Shutdown,
 }
 
-/// A running session. Ends by itself with the connection; [`Session::close`] and [`Session::finish`] end it early.
+/// A running session. Ends by itself with the connection; [`Session::finish`] ends it early.
 pub(super) struct Session {
     reader: JoinHandle<()>,
     writer: JoinHandle<()>,
     driver: JoinHandle<SessionEnd>,
     out: mpsc::Sender<FromWorker>,
+    peer_pid: Option<u32>,
 }
 
 impl Session {
     /// Starts the three tasks.
-    pub(super) fn start(connection: Connection, state: watch::Receiver<ModelState>) -> Self {
+    pub(super) fn start(
+        connection: Connection,
+        state: watch::Receiver<ModelState>,
+        activity: Arc<Activity>,
+    ) -> Self {
         let (inbound_in, inbound) = mpsc::channel(INBOUND_MAX);
         let (out, outbound) = mpsc::channel(MESSAGES_MAX);
-        let driver = Driver { inbound, out: out.clone(), state };
+        let driver = Driver { inbound, out: out.clone(), state, activity };
+        let peer_pid = connection.peer_pid;
         Self {
             reader: tokio::spawn(read_frames(connection.receiver, inbound_in)),
             writer: tokio::spawn(write_frames(connection.sender, outbound)),
             driver: tokio::spawn(driver.drive()),
             out,
+            peer_pid,
         }
+    }
+
+    /// The gateway's process, where the system tells it.
+    pub(super) fn peer_pid(&self) -> Option<u32> {
+        self.peer_pid
     }
 
     /// Waits for the end. May be called again after being dropped in between.
@@ -62,18 +75,6 @@ impl Session {
         self.reader.abort();
         self.writer.abort();
         end
-    }
-
-    /// Ends the session at once. The engine drops its requests when it hears of the next gateway, or finds the
-    /// channel closed.
-    pub(super) async fn close(self) {
-        // The writer goes first: the engine, and the driver behind it, may be waiting for room in its channel.
-        for task in [self.writer, self.reader] {
-            task.abort();
-            let _ = task.await;
-        }
-        self.driver.abort();
-        let _ = self.driver.await;
     }
 
     /// Ends the session after its engine, once what is queued has been written, `last_words` at the end.
@@ -114,10 +115,13 @@ async fn write_frames(mut sender: Sender, mut outbound: mpsc::Receiver<FromWorke
         if fault::active().is_some_and(Faults::take_corruption) {
             sender.queue_damaged();
         }
+        // Nothing counts after it, and the engine may go on for a while.
+        let mut is_last = message == FromWorker::Leaving;
         let mut queued = sender.queue(&message);
         // Whatever else is there goes out in the same write; the channel's size bounds the buffer.
         for _ in 0..MESSAGES_MAX {
             let Ok(message) = outbound.try_recv() else { break };
+            is_last |= message == FromWorker::Leaving;
             queued = queued.and_then(|()| sender.queue(&message));
         }
         let sent = match queued {
@@ -126,6 +130,9 @@ async fn write_frames(mut sender: Sender, mut outbound: mpsc::Receiver<FromWorke
         };
         if let Err(error) = sent {
             return report(&error);
+        }
+        if is_last {
+            return;
         }
     }
 }
@@ -145,6 +152,7 @@ struct Driver {
     inbound: mpsc::Receiver<ToWorker>,
     out: mpsc::Sender<FromWorker>,
     state: watch::Receiver<ModelState>,
+    activity: Arc<Activity>,
 }
 
 impl Driver {
@@ -190,7 +198,7 @@ impl Driver {
                     // The loader has failed; the server ends and closes this session with the reason.
                     std::future::pending::<()>().await;
                 },
-                message = self.inbound.recv() => match answer_while_loading(message, is_draining) {
+                message = self.inbound.recv() => match self.answer_while_loading(message, is_draining) {
                     Reply::Nothing => {}
                     Reply::Send(message) => self.send(message).await?,
                     Reply::End(end) => return Err(end),
@@ -213,7 +221,12 @@ impl Driver {
             let event = match message {
                 Some(ToWorker::Submit(submit)) => Event::Submit(submit),
                 Some(ToWorker::Cancel { id, attempt }) => Event::Cancel { id, attempt },
-                Some(ToWorker::Ping { nonce }) => Event::Ping { nonce },
+                Some(ToWorker::Ping { nonce }) => {
+                    // From here, since the engine may be in a long step; it adds its own answer after that.
+                    // A channel without room shows by itself that there are answers.
+                    let _ = self.out.try_send(self.heartbeat());
+                    Event::Ping { nonce }
+                }
                 Some(ToWorker::Drain) => Event::Drain,
                 Some(ToWorker::Shutdown) => Event::Shutdown,
                 Some(ToWorker::Hello { .. }) => return tracing::warn!("gateway sent a second hello"),
@@ -224,25 +237,28 @@ impl Driver {
             }
         }
     }
-}
 
-fn answer_while_loading(message: Option<ToWorker>, is_draining: &mut bool) -> Reply {
-    match message {
-        Some(ToWorker::Ping { nonce }) => {
-            Reply::Send(FromWorker::Pong { nonce, stats: EngineStats::default() })
+    fn heartbeat(&self) -> FromWorker {
+        let (phase, progress) = self.activity.read();
+        FromWorker::Heartbeat { phase, progress }
+    }
+
+    fn answer_while_loading(&self, message: Option<ToWorker>, is_draining: &mut bool) -> Reply {
+        match message {
+            Some(ToWorker::Ping { .. }) => Reply::Send(self.heartbeat()),
+            Some(ToWorker::Submit(submit)) => {
+                let Submit { id, attempt, .. } = *submit;
+                // No room at all is what a worker without a model has.
+                let error = Rejection::Overloaded { waiting: 0, limit: 0 };
+                Reply::Send(FromWorker::Rejected { id, attempt, error })
+            }
+            Some(ToWorker::Drain) => {
+                *is_draining = true;
+                Reply::Nothing
+            }
+            Some(ToWorker::Cancel { .. }) => Reply::Nothing,
+            Some(ToWorker::Shutdown) => Reply::End(SessionEnd::Shutdown),
+            Some(ToWorker::Hello { .. }) | None => Reply::End(SessionEnd::Closed),
         }
-        Some(ToWorker::Submit(submit)) => {
-            let Submit { id, attempt, .. } = *submit;
-            // No room at all is what a worker without a model has.
-            let error = Rejection::Overloaded { waiting: 0, limit: 0 };
-            Reply::Send(FromWorker::Rejected { id, attempt, error })
-        }
-        Some(ToWorker::Drain) => {
-            *is_draining = true;
-            Reply::Nothing
-        }
-        Some(ToWorker::Cancel { .. }) => Reply::Nothing,
-        Some(ToWorker::Shutdown) => Reply::End(SessionEnd::Shutdown),
-        Some(ToWorker::Hello { .. }) | None => Reply::End(SessionEnd::Closed),
     }
 }

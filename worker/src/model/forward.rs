@@ -1,8 +1,10 @@
 //! One forward pass, written once for all decoder families over a [`Backend`].
 
 use super::{ModelError, ModelSpec, weights::Weights};
+use crate::activity::Activity;
 use crate::backend::{Accumulate, AttentionStep, Backend, CacheShape, KvStep, KvType, Product};
 use crate::batch::{Batch, Forward};
+use std::sync::Arc;
 
 /// Weights, cache and workspace of a loaded model on one device.
 pub struct Model<B: Backend> {
@@ -11,6 +13,7 @@ pub struct Model<B: Backend> {
     weights: Weights<B>,
     cache: B::Cache,
     work: Workspace<B>,
+    activity: Arc<Activity>,
 }
 
 /// Activation buffers, reused by every step.
@@ -66,7 +69,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<Self, ModelError> {
         let cache = backend.allocate_cache(spec.cache_shape(kv_blocks, kv_type))?;
         let work = Workspace::new(&backend, &spec)?;
-        Ok(Self { backend, spec, weights, cache, work })
+        Ok(Self { backend, spec, weights, cache, work, activity: Arc::default() })
     }
 
     /// What the file says about the model.
@@ -81,7 +84,7 @@ impl<B: Backend> Model<B> {
 
     /// Attention half of a layer: leaves the attended values in `work.attended`.
     fn attend(&mut self, layer: usize, batch: &Batch) -> Result<(), ModelError> {
-        let Self { backend, spec, weights, cache, work } = self;
+        let Self { backend, spec, weights, cache, work, .. } = self;
         let weights = &weights.layers[layer];
         backend.rms_norm(&work.x, &weights.attn_norm, spec.norm_eps, &mut work.normed)?;
         backend.matmul(
@@ -151,6 +154,7 @@ impl<B: Backend> Forward for Model<B> {
         self.backend.embed(&self.weights.embedding, batch, &mut self.work.x)?;
         let last = self.weights.layers.len() - 1;
         for layer in 0..self.weights.layers.len() {
+            self.activity.advance();
             self.attend(layer, batch)?;
             let Self { backend, spec, weights, work, .. } = self;
             let Workspace { x, x_last, normed, attended, attended_last, gate, up, activated, .. } = work;
@@ -180,6 +184,10 @@ impl<B: Backend> Forward for Model<B> {
 
     fn copy_block(&mut self, from: u32, to: u32) -> Result<(), ModelError> {
         Ok(self.backend.copy_block(&mut self.cache, from, to)?)
+    }
+
+    fn report_to(&mut self, activity: Arc<Activity>) {
+        self.activity = activity;
     }
 }
 

@@ -30,7 +30,7 @@ impl Worker {
         let socket = directory.path().join("worker.sock");
         let listener = Listener::bind(&socket).unwrap();
         let (loader, loading) = loading();
-        let server = tokio::spawn(serve(listener, device(), loading));
+        let server = tokio::spawn(serve(listener, device(), loading, std::future::pending()));
         (Self { socket, server, _directory: directory }, loader)
     }
 

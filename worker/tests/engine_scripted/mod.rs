@@ -49,6 +49,8 @@ pub(crate) struct Faults {
     pub fail_at_step: Option<usize>,
     /// The forward pass of this step panics.
     pub panic_at_step: Option<usize>,
+    /// The forward pass of this step never returns.
+    pub hang_at_step: Option<usize>,
     /// A sequence that contains this token gets NaN.
     pub poison: Option<TokenId>,
 }
@@ -114,6 +116,9 @@ impl Forward for ScriptedModel {
         let step = self.steps.fetch_add(1, Ordering::Relaxed) + 1;
         if self.faults.fail_at_step == Some(step) {
             return Err(DeviceLost { step });
+        }
+        while self.faults.hang_at_step == Some(step) {
+            std::thread::park();
         }
         assert_ne!(self.faults.panic_at_step, Some(step), "scripted panic");
         for ((&token, &position), slot) in batch.tokens.iter().zip(&batch.positions).zip(&batch.slots) {

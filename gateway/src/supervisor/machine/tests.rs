@@ -21,8 +21,10 @@ fn timing() -> SupervisorTiming {
     }
 }
 
-/// The process and the clock, kept apart from the machine to judge what it does.
+/// The process and the clock, kept apart from the machine to judge what it does. Of an attached worker, `running`
+/// stands for the connection, and `spawn_pending` for the try to make it.
 struct World {
+    tenure: Tenure,
     machine: Machine,
     now: Instant,
     running: bool,
@@ -31,13 +33,21 @@ struct World {
     greeted: bool,
     loaded: bool,
     drained: bool,
+    /// An operator's restart that the machine has taken up and not yet carried out.
+    restarting: bool,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
+        Self::of(Tenure::Managed, seed)
+    }
+
+    fn of(tenure: Tenure, seed: u64) -> Self {
         let now = Instant::now();
         let mut world = Self {
-            machine: Machine::new(timing(), seed, now),
+            tenure,
+            restarting: false,
+            machine: Machine::new(tenure, timing(), seed, now),
             now,
             running: false,
             doomed: false,
@@ -65,7 +75,12 @@ impl World {
             _ => {}
         }
         let before = self.state();
+        let is_restart = matches!(event, Event::Restart(_));
         let actions = self.machine.on(event, self.now);
+        if is_restart && before == WorkerState::Ready {
+            self.restarting = true;
+            assert_eq!(self.state(), WorkerState::Draining, "a restart begins with a drain");
+        }
         for action in &actions {
             self.judge(action, before);
         }
@@ -81,15 +96,35 @@ impl World {
     fn judge(&mut self, action: &Action, before: WorkerState) {
         match action {
             Action::Spawn => {
-                assert!(!self.running && !self.spawn_pending, "second process");
-                assert!(!self.drained, "started after a drain");
-                (self.spawn_pending, self.greeted, self.loaded) = (true, false, false);
+                assert_eq!(self.tenure, Tenure::Managed, "somebody else starts an attached worker");
+                self.begin();
+            }
+            Action::Connect if self.tenure == Tenure::Attached => self.begin(),
+            Action::Disconnect if self.tenure == Tenure::Attached => {
+                (self.running, self.spawn_pending) = (false, false);
+            }
+            Action::Terminate | Action::SendDrain => {
+                assert_eq!(self.tenure, Tenure::Managed, "an attached worker goes on without us");
+            }
+            Action::Kill if self.tenure == Tenure::Attached => {
+                assert!(self.running, "a process id is its own only while the connection is open");
             }
             Action::Serve => assert_eq!((before, self.state()), (WorkerState::Loading, WorkerState::Ready)),
             Action::Kill => self.doomed |= self.running,
-            Action::Release(_) => assert!(!self.running, "requests given away while the process runs"),
+            Action::Release(blame) => {
+                assert!(!self.running, "requests given away while the process runs");
+                assert!(!self.restarting || *blame == Blame::Innocent, "blamed for an operator's restart");
+                self.restarting = false;
+            }
             _ => {}
         }
+    }
+
+    /// A life begins.
+    fn begin(&mut self) {
+        assert!(!self.running && !self.spawn_pending, "second process");
+        assert!(!self.drained, "started after a drain");
+        (self.spawn_pending, self.greeted, self.loaded) = (true, false, false);
     }
 
     /// Lets time pass to the machine's deadline, if it has one.
@@ -108,10 +143,19 @@ impl World {
         while matches!(self.state(), WorkerState::Backoff | WorkerState::Failed) {
             self.tick();
         }
-        for event in [Event::Spawned, Event::Hello(PROTOCOL_VERSION), Event::Progress, Event::ModelReady] {
+        self.appear();
+        for event in [Event::Hello(PROTOCOL_VERSION), Event::Progress, Event::ModelReady] {
             self.give(event);
         }
         assert_eq!(self.state(), WorkerState::Ready);
+    }
+
+    /// The process starts, or the connection is made, of which the machine of an attached worker is not told.
+    fn appear(&mut self) {
+        match self.tenure {
+            Tenure::Managed => drop(self.give(Event::Spawned)),
+            Tenure::Attached => (self.running, self.spawn_pending) = (true, false),
+        }
     }
 
     fn wait(&self) -> Duration {
@@ -132,6 +176,7 @@ enum Op {
     Lost(u8),
     Exit(u8),
     Drain,
+    Restart,
     Idle,
 }
 
@@ -145,10 +190,11 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Progress),
         6 => Just(Op::ModelReady),
         2 => Just(Op::Useful),
-        2 => (0u8..4).prop_map(Op::Lost),
+        2 => (0u8..6).prop_map(Op::Lost),
         3 => (0u8..6).prop_map(Op::Exit),
         1 => prop::bool::weighted(0.1).prop_map(|drain| if drain { Op::Drain } else { Op::Tick }),
         1 => Just(Op::Idle),
+        1 => Just(Op::Restart),
     ]
 }
 
@@ -157,7 +203,10 @@ fn apply(world: &mut World, op: Op) {
     match op {
         Op::Pass(ms) => world.now += Duration::from_millis(ms),
         Op::Tick => drop(world.tick()),
-        Op::Spawned if world.spawn_pending => drop(world.give(Event::Spawned)),
+        Op::Spawned if world.spawn_pending => world.appear(),
+        Op::SpawnFailed(_) if world.spawn_pending && world.tenure == Tenure::Attached => {
+            world.give(Event::Lost(Loss::Fatal("connect to socket: no such file".to_owned())));
+        }
         Op::SpawnFailed(for_good) if world.spawn_pending => {
             let kind = if for_good { ErrorKind::NotFound } else { ErrorKind::WouldBlock };
             world.give(Event::SpawnFailed("no process".to_owned(), kind));
@@ -173,11 +222,13 @@ fn apply(world: &mut World, op: Op) {
                 Loss::Closed,
                 Loss::Fatal("out of memory".to_owned()),
                 Loss::Protocol("gap".to_owned()),
-                Loss::Hung,
+                Loss::Hung("no answer".to_owned()),
+                Loss::Busy(Some(7)),
+                Loss::Left,
             ];
             world.give(Event::Lost(losses[which as usize].clone()));
         }
-        Op::Exit(which) if world.running => {
+        Op::Exit(which) if world.running && world.tenure == Tenure::Managed => {
             let exits = [
                 SEGV,
                 KILLED,
@@ -190,6 +241,7 @@ fn apply(world: &mut World, op: Op) {
             world.exit(exit);
         }
         Op::Drain => drop(world.give(Event::Drain(Duration::from_secs(3)))),
+        Op::Restart => drop(world.give(Event::Restart(Duration::from_secs(3)))),
         Op::Idle => drop(world.give(Event::Idle)),
         _ => {}
     }
@@ -201,10 +253,10 @@ fn settle(world: &mut World) {
         match world.state() {
             WorkerState::Ready | WorkerState::Stopped => return,
             WorkerState::Failed if world.machine.deadline().is_none() => return,
-            WorkerState::Starting if world.spawn_pending => drop(world.give(Event::Spawned)),
+            WorkerState::Starting if world.spawn_pending => world.appear(),
             WorkerState::Starting => drop(world.give(Event::Hello(PROTOCOL_VERSION))),
             WorkerState::Loading => drop(world.give(Event::ModelReady)),
-            _ if world.spawn_pending => drop(world.give(Event::Spawned)),
+            _ if world.spawn_pending => world.appear(),
             _ if world.doomed => drop(world.exit(KILLED)),
             _ => drop(world.tick()),
         }
@@ -216,8 +268,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn any_sequence_keeps_one_process_and_comes_to_rest(seed: u64, ops in prop::collection::vec(op(), 0..120)) {
-        let mut world = World::new(seed);
+    fn any_sequence_keeps_one_process_and_comes_to_rest(
+        attached: bool,
+        seed: u64,
+        ops in prop::collection::vec(op(), 0..120),
+    ) {
+        let mut world = World::of(if attached { Tenure::Attached } else { Tenure::Managed }, seed);
         for op in ops {
             apply(&mut world, op);
         }
@@ -340,4 +396,82 @@ fn a_drain_finishes_then_terminates_then_kills() {
     assert_eq!(world.tick(), [Action::Disconnect, Action::Kill]);
     world.exit(KILLED);
     assert_eq!(world.state(), WorkerState::Stopped);
+}
+
+#[test]
+fn a_restart_on_demand_drains_and_starts_again_at_once_without_blame() {
+    let mut world = World::new(1);
+    world.come_up();
+    assert_eq!(world.give(Event::Restart(Duration::from_secs(9))), [Action::SendDrain]);
+    assert_eq!(world.give(Event::Idle), [Action::Terminate]);
+    assert_eq!(world.exit(ExitKind::Code(0)), [Action::Disconnect, Action::Release(Blame::Innocent)]);
+    assert_eq!((world.state(), world.wait()), (WorkerState::Backoff, Duration::ZERO));
+    world.come_up();
+    world.give(Event::Restart(Duration::from_secs(9)));
+    world.tick();
+    assert_eq!(world.tick(), [Action::Disconnect, Action::Kill], "one that does not end is killed");
+    world.exit(KILLED);
+    world.come_up();
+}
+
+#[test]
+fn a_restart_tries_a_failed_worker_again_and_an_end_overrides_it() {
+    let mut world = World::new(1);
+    world.give(Event::Spawned);
+    world.exit(ExitKind::Code(65));
+    assert_eq!((world.state(), world.machine.deadline()), (WorkerState::Failed, None));
+    assert_eq!(world.give(Event::Restart(Duration::ZERO)), [Action::Spawn]);
+    world.come_up();
+    world.give(Event::Restart(Duration::from_secs(9)));
+    world.give(Event::Drain(Duration::from_secs(1)));
+    assert_eq!(world.wait(), Duration::from_secs(1), "the shorter grace counts");
+    world.tick();
+    world.exit(ExitKind::Code(0));
+    assert_eq!(world.state(), WorkerState::Stopped);
+}
+
+#[test]
+fn an_attached_worker_is_connected_again_within_a_second_however_often_it_goes() {
+    let mut world = World::of(Tenure::Attached, 3);
+    for round in 0..30 {
+        world.give(Event::Lost(Loss::Fatal("connect to socket: no such file".to_owned())));
+        assert_eq!(world.state(), WorkerState::Backoff, "round {round}: no circuit");
+        assert!(world.wait() <= timing().reconnect_max);
+        world.tick();
+    }
+    world.come_up();
+    let actions = world.give(Event::Lost(Loss::Closed));
+    assert_eq!(actions, [Action::Disconnect, Action::Release(Blame::Suspect)]);
+    assert!(world.wait() <= timing().backoff_first, "service resets the wait");
+    world.come_up();
+    let actions = world.give(Event::Lost(Loss::Left));
+    assert_eq!(actions, [Action::Disconnect, Action::Release(Blame::Innocent)], "told to end by its manager");
+}
+
+#[test]
+fn an_attached_worker_is_killed_only_for_a_hang() {
+    let come_up = || {
+        let mut world = World::of(Tenure::Attached, 3);
+        world.come_up();
+        world
+    };
+    let actions = come_up().give(Event::Lost(Loss::Hung("no answer for 10s".to_owned())));
+    assert_eq!(actions, [Action::Kill, Action::Disconnect, Action::Release(Blame::Suspect)]);
+    for loss in [Loss::Protocol("gap".to_owned()), Loss::Busy(None), Loss::Closed] {
+        let actions = come_up().give(Event::Lost(loss));
+        assert_eq!(actions, [Action::Disconnect, Action::Release(Blame::Suspect)]);
+    }
+    let mut world = come_up();
+    world.give(Event::Drain(Duration::from_secs(3)));
+    assert_eq!(world.give(Event::Idle), [Action::Disconnect, Action::Release(Blame::Innocent)]);
+    assert_eq!(world.state(), WorkerState::Stopped);
+}
+
+#[test]
+fn an_attached_worker_of_another_version_may_be_exchanged_at_any_time() {
+    let mut world = World::of(Tenure::Attached, 3);
+    world.appear();
+    world.give(Event::Hello(99));
+    assert_eq!((world.state(), world.wait()), (WorkerState::Failed, EXCHANGE_LOOK));
+    world.come_up();
 }
