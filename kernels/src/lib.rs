@@ -9,5 +9,6 @@
 pub mod blocks;
 pub mod cpu;
 mod error;
+pub mod hip;
 
 pub use error::KernelError;
