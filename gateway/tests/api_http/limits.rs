@@ -12,7 +12,7 @@ use std::time::Duration;
 
 fn limited(requests_per_minute: Option<u32>, tokens_per_minute: Option<u32>) -> Server {
     let limits = RateLimits { requests_per_minute, tokens_per_minute };
-    let options = RouterOptions { keys: ApiKeys::new(&[], limits).into(), cors_origins: Vec::new() };
+    let options = RouterOptions { keys: ApiKeys::new(&[], limits).into(), ..RouterOptions::default() };
     Server::with_options(Script::Says("Hello"), &options)
 }
 
@@ -83,7 +83,7 @@ async fn tokens_a_minute_are_reserved_and_settled() {
 #[tokio::test]
 async fn a_request_that_is_not_taken_gives_its_tokens_back() {
     let limits = RateLimits { requests_per_minute: None, tokens_per_minute: Some(1000) };
-    let options = RouterOptions { keys: ApiKeys::new(&[], limits).into(), cors_origins: Vec::new() };
+    let options = RouterOptions { keys: ApiKeys::new(&[], limits).into(), ..RouterOptions::default() };
     let full = SubmitError::QueueFull { waiting: 5, limit: 5, retry_after_s: 7 };
     let server = Server::with_options(Script::Refuses(full), &options);
     for _ in 0..5 {
@@ -101,7 +101,7 @@ async fn each_key_has_limits_and_a_rank_of_its_own() {
     std::fs::write(&path, "sk-slow rpm=1 priority=5\nsk-fast\n").unwrap();
     let mut keys = ApiKeys::new(&[Secret::new("sk-flag")], RateLimits::default());
     keys.add_file(&path).unwrap();
-    let options = RouterOptions { keys: keys.into(), cors_origins: Vec::new() };
+    let options = RouterOptions { keys: keys.into(), ..RouterOptions::default() };
     let server = Server::with_options(Script::Says("Hello"), &options);
     let ask = async |key: &str, fields: Value| {
         let bearer = format!("Bearer {key}");
