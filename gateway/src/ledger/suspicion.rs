@@ -2,15 +2,15 @@
 //!
 //! A crash makes every request the worker had been handed a *suspect*: which of them it computed at that instant
 //! nobody can tell, since what it said last died with it. Suspects of two crashes are *isolated*: each runs alone in a
-//! worker until it has shown convincing progress. One that crashes a worker while alone, and does so again without
-//! getting on or after as many tokens as the time before, is *poison*. A crash at another place of its output looks
-//! like chance, such as a signal sent by somebody: the request is tried alone again, later each time.
+//! worker until it has shown convincing progress. One that crashes a worker while alone, at the same place as before, is
+//! *poison*: twice without getting on, or after as many tokens of each run. A crash at another place of its output
+//! looks like chance, such as a signal sent by somebody: the request is tried alone again, later each time.
 //!
 //! Kills from outside (SIGKILL that we did not send, the out-of-memory killer) never condemn. Three in a row without
 //! convincing progress isolate, so that a request that makes its worker run out of memory harms nobody else; it is then
 //! tried again, ever later, until its deadline. What ends on demand says nothing.
 //!
-//! What holds always: a request that crashes its worker every time at the same place, or after the same number of
+//! What holds always: a request that crashes its worker every time at the same index, or after the same number of
 //! tokens up to [`RUN_TOKENS_MAX`], crashes three at most; one that makes convincing progress is as good as new, so
 //! that the number of crashes survived has no bound but the request's own length and deadline.
 
@@ -26,8 +26,11 @@ const PROOF_TOKENS: u32 = 12;
 /// Up to this many tokens, a run also has to be longer than those that ended in a death, for requests that crash a
 /// worker some tokens after they were resumed, wherever that is. Beyond it innocents would have to prove too much.
 const RUN_TOKENS_MAX: u32 = 32;
-/// Tokens by which two runs may differ and still count as the same: a frame may be lost.
+/// Tokens by which two runs may differ and still count as the same, and of a run that did not get on: a frame may have
+/// been lost.
 const REPEAT_TOKENS: u32 = 2;
+/// Tokens of a run that may all have been lost with the worker before, guesses included.
+const LOST_TOKENS_MAX: u32 = 8;
 /// Wait after the first death of a worker in which the request was alone; doubles with each in a row.
 const ALONE_WAIT_FIRST: Duration = Duration::from_millis(250);
 /// Longest such wait.
@@ -64,24 +67,51 @@ pub(crate) enum Judgement {
     Poison(u32),
 }
 
+/// How a run ended that ended in a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Crash {
+    /// Tokens emitted in it.
+    run: u32,
+    /// It was alone, or ended like the run before.
+    is_telling: bool,
+}
+
+impl Crash {
+    fn is_like(self, other: Self) -> bool {
+        self.run.abs_diff(other.run) <= REPEAT_TOKENS
+    }
+
+    /// Whether it shows, after `before`, that the request itself is what crashes workers.
+    fn repeats(self, before: Self) -> bool {
+        let does_not_get_on = self.run <= REPEAT_TOKENS && before.run <= LOST_TOKENS_MAX;
+        does_not_get_on || (self.is_like(before) && before.is_telling)
+    }
+}
+
 /// One request's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Suspicion {
     crashes: u32,
     kills: u32,
+    last_crash: Option<Crash>,
     /// Deaths while it ran alone, in a row.
     deaths_alone: u32,
     /// Tokens emitted in the longest run that ended in a death.
     run_longest: u32,
-    /// Tokens emitted in the run that ended in the last crash.
-    run_last: Option<u32>,
     /// Tokens a run must emit to clear the record; out of reach while there is nothing to clear.
     proof_tokens: u32,
 }
 
 impl Default for Suspicion {
     fn default() -> Self {
-        Self { crashes: 0, kills: 0, deaths_alone: 0, run_longest: 0, run_last: None, proof_tokens: u32::MAX }
+        Self {
+            crashes: 0,
+            kills: 0,
+            last_crash: None,
+            deaths_alone: 0,
+            run_longest: 0,
+            proof_tokens: u32::MAX,
+        }
     }
 }
 
@@ -109,19 +139,11 @@ impl Suspicion {
     /// The worker died `run_tokens` into this run of the request, which was placed as `placed`.
     pub(crate) fn died(&mut self, death: Death<'_>, placed: Standing, run_tokens: usize) -> Judgement {
         let run = u32::try_from(run_tokens).unwrap_or(u32::MAX);
-        let repeats =
-            run <= REPEAT_TOKENS || self.run_last.is_some_and(|last| last.abs_diff(run) <= REPEAT_TOKENS);
-        let was_suspect = self.crashes >= CRASHES_MAX;
         match death {
             Death::Ordered => return Judgement::Retry(Duration::ZERO),
-            Death::Crash(_) => self.crashes = self.crashes.saturating_add(1),
             Death::Killed => self.kills = self.kills.saturating_add(1),
-        }
-        if matches!(death, Death::Crash(_)) && placed == Standing::Isolated && was_suspect && repeats {
-            return Judgement::Poison(self.crashes);
-        }
-        if matches!(death, Death::Crash(_)) {
-            self.run_last = Some(run);
+            Death::Crash(_) if self.crashed(run, placed) => return Judgement::Poison(self.crashes),
+            Death::Crash(_) => {}
         }
         self.run_longest = self.run_longest.max(run);
         self.proof_tokens = self.run_longest.min(RUN_TOKENS_MAX) + PROOF_TOKENS;
@@ -132,6 +154,18 @@ impl Suspicion {
         let wait = ALONE_WAIT_FIRST * (1 << self.deaths_alone.min(7));
         self.deaths_alone = self.deaths_alone.saturating_add(1);
         Judgement::Retry(wait.min(ALONE_WAIT_MAX))
+    }
+
+    /// Writes a crash down; says whether it condemns.
+    fn crashed(&mut self, run: u32, placed: Standing) -> bool {
+        let before = self.last_crash;
+        let is_alone = placed == Standing::Isolated;
+        let plain = Crash { run, is_telling: is_alone };
+        let is_like_before = before.is_some_and(|before| before.is_like(plain));
+        let crash = Crash { is_telling: is_alone || is_like_before, ..plain };
+        self.last_crash = Some(crash);
+        self.crashes = self.crashes.saturating_add(1);
+        is_alone && self.crashes > CRASHES_MAX && before.is_some_and(|before| crash.repeats(before))
     }
 }
 
@@ -167,7 +201,7 @@ mod tests {
         assert_eq!(check(&[(CRASH, 100), (CRASH, 0), (CRASH, 0)]).0, Judgement::Poison(3));
         // A frame lost at the second crash comes again in the third run.
         assert_eq!(check(&[(CRASH, 100), (CRASH, 0), (CRASH, 2)]).0, Judgement::Poison(3));
-        // Lost guesses: up to eight tokens.
+        // Guesses lost at the first come again in the second.
         assert_eq!(check(&[(CRASH, 100), (CRASH, 8), (CRASH, 0)]).0, Judgement::Poison(3));
     }
 
@@ -181,6 +215,9 @@ mod tests {
     #[test]
     fn a_crash_elsewhere_while_alone_looks_like_chance_and_waits_longer_each_time() {
         let chance = [(CRASH, 300), (CRASH, 7), (CRASH, 20), (CRASH, 30), (CRASH, 10)];
+        assert_eq!(check(&[(CRASH, 300), (CRASH, 9), (CRASH, 0)]), retry(250, Standing::Isolated));
+        assert_eq!(check(&[(CRASH, 30), (CRASH, 9), (CRASH, 9)]), retry(250, Standing::Isolated));
+        assert_eq!(check(&[(CRASH, 30), (CRASH, 9), (CRASH, 9), (CRASH, 9)]).0, Judgement::Poison(4));
         assert_eq!(check(&chance[..3]), retry(250, Standing::Isolated));
         assert_eq!(check(&chance[..4]), retry(500, Standing::Isolated));
         assert_eq!(check(&chance), retry(1000, Standing::Isolated));

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 const LIMITS: WorkerLimits =
     WorkerLimits { context_tokens: 100_000, sequences: 4, waiting: 8, kv_blocks: 1, kv_block_tokens: 1 };
+/// Most steps of a worker that any of the plays below may need.
+const STEPS_MAX: usize = 1_000_000;
 const PATIENCE: Patience = Patience { queue: Duration::from_secs(3600), total: Duration::from_secs(7200) };
 const CRASH: Death<'static> = Death::Crash("signal 11 (SIGSEGV)");
 
@@ -426,7 +428,7 @@ fn steps_with_poison(workers: usize, nature: Nature) -> usize {
         }
         world.check();
         world.pass(Duration::from_millis(10));
-        assert!(steps < 10_000, "starves");
+        assert!(steps < STEPS_MAX, "starves");
     }
     world.judge();
     steps
@@ -443,4 +445,59 @@ fn a_poison_among_fifty_innocents_costs_little_time() {
             assert!(steps <= limit, "{steps} steps instead of {undisturbed}, limit {limit}, {nature:?}");
         }
     }
+}
+
+/// Random numbers of a fixed sequence (SplitMix64, Steele et al. 2014).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % limit as u64) as usize
+    }
+}
+
+/// Four workers, 16 requests at once out of 400, and a worker that crashes by chance about every `between` rounds and
+/// is away for 20. Returns how many requests were condemned.
+fn condemned_by_chance(seed: u64, between: usize) -> usize {
+    let mut dice = Dice(seed);
+    let mut world = World::new(4);
+    let mut away = [0usize; 4];
+    let mut rounds = 0;
+    while world.ledger.len() > 0 || world.clients.len() < 400 {
+        while world.ledger.len() < 16 && world.clients.len() < 400 {
+            world.admit(Nature::Harmless, 20 + dice.below(80) as u32);
+        }
+        for (worker, away) in away.iter_mut().enumerate() {
+            *away = away.saturating_sub(1);
+            if *away == 0 {
+                world.come_back(worker);
+                world.step(worker, LastWords::Heard);
+            }
+        }
+        if dice.below(between) == 0 {
+            let worker = dice.below(4);
+            if away[worker] == 0 {
+                world.die(worker, CRASH, LastWords::Lost);
+                away[worker] = 20;
+            }
+        }
+        world.pass(Duration::from_millis(10));
+        rounds += 1;
+        assert!(rounds < STEPS_MAX, "starves");
+    }
+    world.check();
+    let poison =
+        |client: &&Client| matches!(client.received.borrow().outcomes[0], Err(RequestError::Poison { .. }));
+    world.clients.iter().filter(poison).count()
+}
+
+#[test]
+fn crashes_by_chance_condemn_nobody() {
+    // A round is a step, say 10 ms: a crash about every second, of workers that take a fifth to come back.
+    let condemned: usize = (0..20).map(|seed| condemned_by_chance(seed, 100)).sum();
+    assert_eq!(condemned, 0, "of 8000 requests");
 }
