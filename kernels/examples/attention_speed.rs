@@ -1,6 +1,7 @@
 //! How fast the float kernels run on this machine, beside its measured memory bandwidth and multiply-add peak.
 //!
-//! `cargo run --release -p rocmforge-kernels --example attention_speed [threads] [isa]`
+//! `cargo run --release -p rocmforge-kernels --example attention_speed [threads] [isa] [attention]`: with the last
+//! word attention alone, over longer contexts too.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -127,18 +128,23 @@ impl Machine {
     }
 }
 
+/// Heads of a model and the type of its cache.
+#[derive(Clone, Copy)]
+struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    kv_type: KvType,
+}
+
 /// Attention of `rows` rows at the end of each of `sequences` contexts, in turn over enough layers to miss caches.
-fn attention(
-    cpu: &Cpu,
-    machine: &Machine,
-    (heads, kv_heads, head_dim): (usize, usize, usize),
-    work: [usize; 3],
-) {
-    let [sequences, context, rows] = work;
+fn attention(cpu: &Cpu, machine: &Machine, shape: Shape, [sequences, context, rows]: [usize; 3]) {
+    let Shape { heads, kv_heads, head_dim, kv_type } = shape;
     let blocks = context.div_ceil(BLOCK_TOKENS);
-    let layer_bytes = sequences * blocks * BLOCK_TOKENS * kv_heads * head_dim * 4;
+    let block = KvLayout { layers: 1, blocks: 1, kv_heads, head_dim, kv_type };
+    let layer_bytes = sequences * blocks * block.block_bytes();
     let layers = if rows == 1 { ((256 << 20) / layer_bytes).clamp(1, 64) } else { 2 };
-    let layout = KvLayout { layers, blocks: sequences * blocks, kv_heads, head_dim, kv_type: KvType::F16 };
+    let layout = KvLayout { layers, blocks: sequences * blocks, kv_heads, head_dim, kv_type };
     let Ok(mut kv) = KvCache::new(layout) else { return println!("not enough memory") };
     let tables: Vec<Vec<u32>> =
         (0..sequences).map(|s| (0..blocks).map(|b| (b * sequences + s) as u32).collect()).collect();
@@ -174,7 +180,8 @@ fn attention(
         layer = (layer + 1) % layers;
     });
     let seen = sequences * rows * (context - rows) + sequences * rows * (rows + 1) / 2;
-    let name = format!("attention {heads}/{kv_heads}x{head_dim} {sequences} seq, ctx {context}, {rows} rows");
+    let name =
+        format!("{kv_type:?} {heads}/{kv_heads}x{head_dim} {sequences} seq, ctx {context}, {rows} rows");
     machine.report(&name, seconds, layer_bytes as f64, (seen * heads * head_dim * 2) as f64);
 }
 
@@ -214,11 +221,22 @@ fn main() {
         }
     });
     println!("empty region {:.2} µs", region * 1e4);
-    for model in [(32, 4, 64), (32, 8, 128), (12, 12, 64)] {
-        attention(&cpu, &machine, model, [1, 512, 1]);
-        attention(&cpu, &machine, model, [1, 4096, 1]);
-        attention(&cpu, &machine, model, [16, 512, 1]);
-        attention(&cpu, &machine, model, [1, 512, 512]);
+    let alone = arguments.next().is_some_and(|word| word == "attention");
+    for (heads, kv_heads, head_dim) in [(32, 4, 64), (32, 8, 128), (12, 12, 64)] {
+        for kv_type in [KvType::F16, KvType::Q8_0] {
+            let shape = Shape { heads, kv_heads, head_dim, kv_type };
+            for work in [[1, 512, 1], [1, 4096, 1], [16, 512, 1], [1, 512, 512]] {
+                attention(&cpu, &machine, shape, work);
+            }
+            if alone {
+                for work in [[8, 4096, 1], [1, 32768, 1], [1, 4096, 512]] {
+                    attention(&cpu, &machine, shape, work);
+                }
+            }
+        }
+    }
+    if alone {
+        return;
     }
     for kind in [FloatType::F16, FloatType::F32, FloatType::Bf16] {
         for tokens in [1, 4, 16, 128] {

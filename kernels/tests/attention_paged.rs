@@ -92,22 +92,27 @@ impl Case {
         out
     }
 
-    /// Attention of the row at `position` in f64.
+    /// What the cache keeps of one head's key: half precision and bytes are documented roundings.
+    fn kept(&self, row: &[f32], group: usize) -> Vec<f64> {
+        match self.kv_type {
+            KvType::F32 => row.iter().map(|&x| x.into()).collect(),
+            KvType::F16 => row.iter().map(|&x| f16::from_f32(x).to_f64()).collect(),
+            KvType::Q8_0 => row.chunks(group).flat_map(rounded_to_bytes).collect(),
+        }
+    }
+
+    /// Attention of the row at `position` in f64, over keys and values as the cache keeps them.
     fn exact(&self, position: usize) -> Vec<f64> {
-        let stored = |x: f32| if self.kv_type == KvType::F16 { f16::from_f32(x).to_f64() } else { x.into() };
         let first = self.params.window.map_or(0, |window| (position + 1).saturating_sub(window as usize));
         let mut out = Vec::new();
         for head in 0..self.params.heads {
             let kv_head = head / (self.params.heads / self.kv_heads);
             let q = &self.q[position * self.q_width() + head * self.head_dim..][..self.head_dim];
-            let row = |x: &[f32], at: usize| -> Vec<f64> {
-                x[at * self.kv_width() + kv_head * self.head_dim..][..self.head_dim]
-                    .iter()
-                    .map(|&x| stored(x))
-                    .collect()
+            let row = |x: &[f32], at: usize, group: usize| {
+                self.kept(&x[at * self.kv_width() + kv_head * self.head_dim..][..self.head_dim], group)
             };
             let score = |at: usize| {
-                let dot: f64 = row(&self.k, at).iter().zip(q).map(|(k, &q)| k * f64::from(q)).sum();
+                let dot: f64 = row(&self.k, at, 32).iter().zip(q).map(|(k, &q)| k * f64::from(q)).sum();
                 let score = dot * f64::from(self.params.scale);
                 self.params.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
             };
@@ -117,7 +122,7 @@ impl Case {
             let sum: f64 = weights.iter().sum();
             let mut mixed = vec![0.0; self.head_dim];
             for (weight, at) in weights.iter().zip(first..) {
-                for (mixed, v) in mixed.iter_mut().zip(row(&self.v, at)) {
+                for (mixed, v) in mixed.iter_mut().zip(row(&self.v, at, self.head_dim)) {
                     *mixed += weight / sum * v;
                 }
             }
@@ -129,10 +134,23 @@ impl Case {
     fn check_exact(&self, out: &[f32], step: usize) {
         for position in (0..self.tokens()).step_by(step).chain([self.tokens() - 1]) {
             let row = &out[position * self.q_width()..(position + 1) * self.q_width()];
-            // Scores are below 3√dim in size and rounded relative to that.
-            assert_close(row, &self.exact(position), |_| 3e-6);
+            // Scores are below 3√dim in size and rounded relative to that. Over bytes, a query is rounded to
+            // 1/65534 of its largest element: times keys and the scale of scores, 3/√dim, at most 3√dim/65534 in
+            // a score (5.2e-4 at 128, and far less when roundings are not all one way), which changes weights by
+            // that share; weights are then rounded to 1/65534 of the largest, so an average of n values
+            // within ±1 moves by n/65534 at the very most, and by √n times less as roundings go either way.
+            let bound = if self.kv_type == KvType::Q8_0 { 3e-4 } else { 3e-6 };
+            assert_close(row, &self.exact(position), |_| bound);
         }
     }
+}
+
+/// A q8_0 group as documented: a scale in half precision, codes to nearest.
+fn rounded_to_bytes(group: &[f32]) -> Vec<f64> {
+    let largest = group.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+    let scale = f16::from_f32(largest / 127.0).to_f64();
+    let code = |x: f32| (f64::from(x) / scale).round_ties_even().clamp(-127.0, 127.0);
+    group.iter().map(|&x| if scale == 0.0 { 0.0 } else { scale * code(x) }).collect()
 }
 
 /// The blocks of `tokens` positions in a shuffled order, from a pool one third larger.
@@ -157,7 +175,7 @@ prop_compose! {
         kv_heads in 1usize..4,
         group in 1usize..9,
         head_dim in prop::sample::select(vec![16usize, 32, 48, 64, 80, 96, 128, 20, 7]),
-        kv_type in prop::sample::select(vec![KvType::F16, KvType::F32]),
+        kv_type in prop::sample::select(vec![KvType::F16, KvType::F32, KvType::Q8_0]),
         window in prop::option::of(1u32..50),
         softcap in prop::option::of(2f32..50.0),
         seed in 0u64..1000,
@@ -189,8 +207,11 @@ proptest! {
 
 #[test]
 fn contexts_of_several_partitions_keep_their_bits() {
-    for (kv_heads, group, window) in [(1, 4, None), (2, 1, Some(600)), (1, 3, Some(40))] {
-        let mut case = Case::new(1300, kv_heads, group, 32, 11);
+    let kinds = [(1, 4, None), (2, 1, Some(600)), (1, 3, Some(40))];
+    for ((kv_heads, group, window), kv_type) in
+        kinds.into_iter().flat_map(|kind| [KvType::F16, KvType::Q8_0].map(|kv_type| (kind, kv_type)))
+    {
+        let mut case = Case { kv_type, ..Case::new(1300, kv_heads, group, 32, 11) };
         case.params.window = window;
         let cpu = Cpu::new(Isa::detect(), 3).unwrap();
         let whole = case.run(&cpu, &plain_table(1300), &[1300]);
@@ -206,7 +227,13 @@ fn contexts_of_several_partitions_keep_their_bits() {
 
 #[test]
 fn a_sequence_in_a_batch_gets_the_bits_it_gets_alone() {
-    let cases: Vec<Case> = (0..6).map(|i| Case::new(30 + 130 * i, 2, 4, 64, 50 + i as u64)).collect();
+    beside_others(KvType::F16);
+    beside_others(KvType::Q8_0);
+}
+
+fn beside_others(kv_type: KvType) {
+    let case = |i: usize| Case { kv_type, ..Case::new(30 + 130 * i, 2, 4, 64, 50 + i as u64) };
+    let cases: Vec<Case> = (0..6).map(case).collect();
     for cpu in sample::contexts() {
         let mut kv = cases[0].cache(400);
         let mut tables = Vec::new();
@@ -242,12 +269,18 @@ fn a_sequence_in_a_batch_gets_the_bits_it_gets_alone() {
 
 #[test]
 fn what_a_block_held_before_does_not_matter() {
-    let mut case = Case::new(21, 2, 3, 48, 5);
+    for kv_type in [KvType::F16, KvType::Q8_0] {
+        over_rubbish(&Case { kv_type, ..Case::new(21, 2, 3, 48, 5) });
+    }
+}
+
+fn over_rubbish(case: &Case) {
+    let mut case = case.clone();
     case.params.window = Some(9);
     for cpu in sample::contexts() {
         let clean = case.run(&cpu, &[1, 0], &[21]);
         let mut kv = case.cache(2);
-        let mut rubbish = Case::new(32, 2, 3, 48, 6);
+        let mut rubbish = Case { kv_type: case.kv_type, ..Case::new(32, 2, 3, 48, 6) };
         rubbish.k.fill(f32::NAN);
         rubbish.v.fill(f32::INFINITY);
         rubbish.store(&cpu, &mut kv, &[1, 0], 0..32);
@@ -263,22 +296,53 @@ fn what_a_block_held_before_does_not_matter() {
 
 #[test]
 fn a_copied_block_serves_as_the_original() {
-    let case = Case::new(30, 2, 2, 64, 8);
-    let cpu = Cpu::new(Isa::detect(), 2).unwrap();
-    let mut kv = case.cache(4);
-    case.store(&cpu, &mut kv, &[0, 1], 0..30);
-    kv.copy_block(1, 3).unwrap();
-    kv.copy_block(0, 2).unwrap();
-    let attend = |table: &[u32]| {
-        let span = AttentionSpan { first_row: 0, rows: 30, first_position: 0, block_table: table };
-        let mut out = vec![0.0; case.q.len()];
-        let batch = AttentionBatch { q: &case.q, spans: &[span], params: case.params };
-        paged_attention(&cpu, &kv, LAYER, &batch, &mut out).unwrap();
-        out
-    };
-    assert_same_bits(&attend(&[2, 3]), &attend(&[0, 1]), &"copies");
-    assert!(kv.copy_block(0, 4).is_err() && kv.copy_block(4, 0).is_err());
-    assert_eq!(kv.bytes(), 4 * LAYERS * 2 * 64 * BLOCK_TOKENS * 2 * 2);
+    // Bytes of 64 dimensions of keys and values of one token, scales included.
+    for (kv_type, token_bytes) in
+        [(KvType::F32, 512), (KvType::F16, 256), (KvType::Q8_0, 64 + 2 * 2 + 64 + 2)]
+    {
+        let case = Case { kv_type, ..Case::new(30, 2, 2, 64, 8) };
+        let cpu = Cpu::new(Isa::detect(), 2).unwrap();
+        let mut kv = case.cache(4);
+        case.store(&cpu, &mut kv, &[0, 1], 0..30);
+        kv.copy_block(1, 3).unwrap();
+        kv.copy_block(0, 2).unwrap();
+        let attend = |table: &[u32]| {
+            let span = AttentionSpan { first_row: 0, rows: 30, first_position: 0, block_table: table };
+            let mut out = vec![0.0; case.q.len()];
+            let batch = AttentionBatch { q: &case.q, spans: &[span], params: case.params };
+            paged_attention(&cpu, &kv, LAYER, &batch, &mut out).unwrap();
+            out
+        };
+        assert_same_bits(&attend(&[2, 3]), &attend(&[0, 1]), &"copies");
+        assert!(kv.copy_block(0, 4).is_err() && kv.copy_block(4, 0).is_err());
+        assert_eq!(kv.bytes(), 4 * LAYERS * 2 * BLOCK_TOKENS * token_bytes);
+    }
+}
+
+#[test]
+fn a_number_that_is_not_finite_reaches_every_row_that_sees_it() {
+    for kv_type in [KvType::F32, KvType::F16, KvType::Q8_0] {
+        for (place, defect) in [(0, f32::NAN), (1, f32::NAN), (1, f32::INFINITY), (2, f32::NAN)] {
+            let mut case = Case { kv_type, ..Case::new(40, 1, 3, 64, 9) };
+            let (q_width, kv_width) = (case.q_width(), case.kv_width());
+            match place {
+                0 => case.k[20 * kv_width + 37] = defect,
+                1 => case.v[20 * kv_width + 37] = defect,
+                _ => (0..3).for_each(|head| case.q[20 * q_width + 64 * head + 37] = defect),
+            }
+            for cpu in sample::contexts() {
+                let out = case.run(&cpu, &plain_table(40), &[7, 20]);
+                let shows = |row: usize| {
+                    let row = &out[row * q_width..(row + 1) * q_width];
+                    row.iter().any(|x| !x.is_finite())
+                };
+                assert!((0..20).all(|row| !shows(row)), "{kv_type:?} {place} {cpu:?}");
+                let hit = if place == 2 { 20..21 } else { 20..40 };
+                assert!(hit.clone().all(shows), "{kv_type:?} {place} {cpu:?}");
+                assert!((hit.end..40).all(|row| !shows(row)), "{kv_type:?} {place} {cpu:?}");
+            }
+        }
+    }
 }
 
 #[test]

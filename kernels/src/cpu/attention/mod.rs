@@ -4,16 +4,19 @@
 //! depends on its query and the keys and values of the positions it sees, and on nothing else: positions are cut
 //! into partitions of [`PARTITION`] at fixed places; inside a partition scores, maximum, exponentials, sum and
 //! weighted values are taken in position order; partitions are merged one after another in position order. Which
-//! rows share a pass over the keys, and which thread runs a partition, changes no bit.
+//! rows share a pass over the keys, and which thread runs a partition, changes no bit. `partition` does this for
+//! keys and values stored as floats, `quantized` for those of a q8_0 cache.
 //! It neither rotates nor stores keys: `rope_in_place` and `store_kv` came before.
 
 mod partition;
+mod quantized;
 
-use super::kv_cache::{BLOCK_TOKENS, KvCache, KvElement, LayerTiles, Tiles};
+use super::kv_cache::{BLOCK_TOKENS, KvCache, KvElement, LayerTiles, QuantizedTiles, Tiles};
 use super::shape::{expect_below, expect_len, rows_of};
 use super::{Cpu, DisjointMut};
 use crate::KernelError;
-use partition::{Merge, Partition, Record};
+use partition::{Merge, Partition, Record, View, Work};
+use quantized::QuantizedPartition;
 
 /// Positions that share one maximum. Large enough that merging costs nothing, small enough that one long
 /// sequence feeds every thread.
@@ -78,6 +81,7 @@ pub fn paged_attention(
     match kv.layer(layer) {
         LayerTiles::F32(tiles) => Call::new(kv, batch, tiles).run(cpu, out),
         LayerTiles::F16(tiles) => Call::new(kv, batch, tiles).run(cpu, out),
+        LayerTiles::Q8(tiles) => Call::new(kv, batch, tiles).run(cpu, out),
     }
     Ok(())
 }
@@ -118,18 +122,36 @@ struct RowTile<'a> {
     block_table: &'a [u32],
 }
 
+/// Tiles of one layer that attention can walk.
+trait Attended: Copy + Sync {
+    /// Computes the records of one partition.
+    fn compute(self, cpu: &Cpu, work: Work<'_>);
+}
+
+impl<T: KvElement> Attended for Tiles<'_, T> {
+    fn compute(self, cpu: &Cpu, work: Work<'_>) {
+        cpu.launch(Partition { tiles: self, work });
+    }
+}
+
+impl Attended for QuantizedTiles<'_> {
+    fn compute(self, cpu: &Cpu, work: Work<'_>) {
+        cpu.launch(QuantizedPartition { tiles: self, work });
+    }
+}
+
 /// One call of [`paged_attention`], checked.
 struct Call<'a, T> {
     batch: &'a AttentionBatch<'a>,
-    tiles: Tiles<'a, T>,
+    tiles: T,
     kv_heads: usize,
     head_dim: usize,
     record: Record,
     row_tiles: Vec<RowTile<'a>>,
 }
 
-impl<'a, T: KvElement> Call<'a, T> {
-    fn new(kv: &KvCache, batch: &'a AttentionBatch<'a>, tiles: Tiles<'a, T>) -> Self {
+impl<'a, T: Attended> Call<'a, T> {
+    fn new(kv: &KvCache, batch: &'a AttentionBatch<'a>, tiles: T) -> Self {
         let layout = kv.layout();
         let step = (PAIRS_PER_TILE * layout.kv_heads / batch.params.heads).max(1);
         let mut row_tiles = Vec::new();
@@ -238,19 +260,15 @@ impl<'a, T: KvElement> Call<'a, T> {
             q.extend_from_slice(&self.batch.q[start..start + group * dim]);
         }
         let first_block = partition * (PARTITION / BLOCK_TOKENS);
-        cpu.launch(Partition {
-            tiles: self.tiles,
-            kv_head,
-            blocks: &tile.block_table[first_block..],
+        let view = View {
             params: self.batch.params,
             first_position: tile.first_position,
             start: partition * PARTITION,
             group,
-            q: &q,
-            head_dim: dim,
-            record: self.record,
-            part,
-        });
+        };
+        let blocks = &tile.block_table[first_block..];
+        let record = self.record;
+        self.tiles.compute(cpu, Work { kv_head, blocks, view, q: &q, head_dim: dim, record, part });
     }
 
     /// Divides the weighted values by the sums of weights and writes them out.

@@ -82,20 +82,13 @@ impl Kernel for Merge<'_> {
     }
 }
 
-/// Computes the records of one partition.
-pub(super) struct Partition<'a, T> {
-    pub(super) tiles: Tiles<'a, T>,
+/// The work on one partition, for any type of keys and values.
+pub(super) struct Work<'a> {
     pub(super) kv_head: usize,
     /// The block table from the partition's first block on.
     pub(super) blocks: &'a [u32],
-    pub(super) params: AttentionParams,
-    /// Position of the first row.
-    pub(super) first_position: usize,
-    /// First position of the partition.
-    pub(super) start: usize,
-    /// Query heads of a row that share the key/value head.
-    pub(super) group: usize,
-    /// [pairs, head_dim]: a pair is a row and one of its `group` heads.
+    pub(super) view: View,
+    /// [pairs, head_dim]: a pair is a row and one of the heads that share the key/value head.
     pub(super) q: &'a [f32],
     pub(super) head_dim: usize,
     pub(super) record: Record,
@@ -103,65 +96,99 @@ pub(super) struct Partition<'a, T> {
     pub(super) part: &'a mut [f32],
 }
 
+impl Work<'_> {
+    #[inline(always)]
+    pub(super) fn pairs(&self) -> usize {
+        self.q.len() / self.head_dim
+    }
+
+    /// The blocks of the partition that some pair sees.
+    #[inline(always)]
+    pub(super) fn seen_blocks(&self) -> Range<usize> {
+        let seen = self.view.seen(0).start..self.view.seen(self.pairs() - 1).end;
+        seen.start / BLOCK_TOKENS..seen.end.div_ceil(BLOCK_TOKENS)
+    }
+}
+
+/// Computes the records of one partition from keys and values stored as floats.
+pub(super) struct Partition<'a, T> {
+    pub(super) tiles: Tiles<'a, T>,
+    pub(super) work: Work<'a>,
+}
+
 impl<T: KvElement> Kernel for Partition<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        self.record.clear(self.part);
-        let pairs = self.q.len() / self.head_dim;
-        let seen = self.seen(0).start..self.seen(pairs - 1).end;
-        let blocks = seen.start / BLOCK_TOKENS..seen.end.div_ceil(BLOCK_TOKENS);
+    fn run<S: Simd>(self, s: S) {
+        let Partition { tiles, work } = self;
+        work.record.clear(work.part);
+        let pairs = work.pairs();
+        let blocks = work.seen_blocks();
         let mut scores = vec![0.0; pairs * PARTITION];
         // Many pairs use a widened copy, few widen as they go.
         let mut wide =
-            if pairs > 8 { vec![[0.0; LANES]; self.head_dim.max(self.record.value_dim)] } else { vec![] };
+            if pairs > 8 { vec![[0.0; LANES]; work.head_dim.max(work.record.value_dim)] } else { vec![] };
         let mut block = blocks.start;
         while block < blocks.end {
-            let keys = |ahead: usize| self.tiles.keys(self.blocks[block + ahead], self.kv_head);
+            let keys = |ahead: usize| tiles.keys(work.blocks[block + ahead], work.kv_head);
             let scores = &mut scores[block * BLOCK_TOKENS..];
             block += if pairs > 8 {
                 widen(s, keys(0), &mut wide);
-                dot_products(s, [&wide[..self.head_dim]], [&wide], self.q, scores)
+                dot_products(s, [&wide[..work.head_dim]], [&wide], work.q, scores)
             } else {
                 // Few queries have too few sums of their own to keep the multipliers busy.
                 let left = blocks.end - block;
-                let values = self.tiles.values(self.blocks[blocks.start], self.kv_head);
+                let values = tiles.values(work.blocks[blocks.start], work.kv_head);
                 let next = |ahead: usize| if ahead < left { keys(ahead) } else { values };
                 match left {
                     4.. if pairs <= 2 => {
                         let next = [next(4), next(5), next(6), next(7)];
-                        dot_products(s, [keys(0), keys(1), keys(2), keys(3)], next, self.q, scores)
+                        dot_products(s, [keys(0), keys(1), keys(2), keys(3)], next, work.q, scores)
                     }
                     2.. if pairs < 8 => {
-                        dot_products(s, [keys(0), keys(1)], [next(2), next(3)], self.q, scores)
+                        dot_products(s, [keys(0), keys(1)], [next(2), next(3)], work.q, scores)
                     }
-                    _ => dot_products(s, [keys(0)], [next(1)], self.q, scores),
+                    _ => dot_products(s, [keys(0)], [next(1)], work.q, scores),
                 }
             };
         }
-        for (pair, scores) in scores.chunks_exact_mut(PARTITION).enumerate() {
-            self.softmax(s, pair, scores);
+        let records = work.part.chunks_exact_mut(work.record.len());
+        for ((pair, scores), record) in scores.chunks_exact_mut(PARTITION).enumerate().zip(records) {
+            work.view.softmax(s, pair, scores, &mut record[work.record.value_dim..]);
         }
+        let mut mix = Mix { view: work.view, record: work.record, weights: &scores, part: work.part };
         for block in blocks.clone() {
-            let values = |block: usize| self.tiles.values(self.blocks[block], self.kv_head);
+            let values = |block: usize| tiles.values(work.blocks[block], work.kv_head);
             let (values, next) = (values(block), values((block + 1).min(blocks.end - 1)));
             if pairs > 8 {
                 widen(s, values, &mut wide);
                 let wide = &wide[..values.len()];
-                self.add_values(s, [wide, wide], block, &scores);
+                mix.add_values(s, [wide, wide], block);
             } else {
-                self.add_values(s, [values, next], block, &scores);
+                mix.add_values(s, [values, next], block);
             }
         }
     }
 }
 
-impl<T: KvElement> Partition<'_, T> {
+/// Which positions of one partition the pairs see, and how their scores are shaped.
+#[derive(Clone, Copy)]
+pub(super) struct View {
+    pub(super) params: AttentionParams,
+    /// Position of the first row.
+    pub(super) first_position: usize,
+    /// First position of the partition.
+    pub(super) start: usize,
+    /// Query heads of a row that share the key/value head.
+    pub(super) group: usize,
+}
+
+impl View {
     /// The positions of the partition that `pair` sees, counted from the partition's start. Both ends never
     /// fall from one pair to the next.
     #[inline(always)]
-    fn seen(&self, pair: usize) -> Range<usize> {
+    pub(super) fn seen(&self, pair: usize) -> Range<usize> {
         let seen = self.params.seen_from(self.first_position + pair / self.group);
         let inside = |position: usize| position.clamp(self.start, self.start + PARTITION) - self.start;
         inside(seen.start)..inside(seen.end)
@@ -175,9 +202,10 @@ impl<T: KvElement> Partition<'_, T> {
         inside(seen.start)..inside(seen.end)
     }
 
-    /// Turns the raw products of a pair into weights, and notes their greatest score and sum.
+    /// Turns the raw products of a pair into weights, and notes their greatest score and sum. Weights of positions
+    /// that the pair does not see are 0 inside the blocks it sees, and untouched elsewhere.
     #[inline(always)]
-    fn softmax<S: Simd>(&mut self, s: S, pair: usize, scores: &mut [f32]) {
+    pub(super) fn softmax<S: Simd>(&self, s: S, pair: usize, scores: &mut [f32], state: &mut [f32]) {
         let seen = self.seen(pair);
         if seen.is_empty() {
             return;
@@ -207,32 +235,36 @@ impl<T: KvElement> Partition<'_, T> {
             sum = s.add(sum, weight);
             s.store(weight, score);
         }
-        let state = pair * self.record.len() + self.record.value_dim;
-        self.part[state] = highest;
-        self.part[state + 1] = s.sum(sum);
+        state[0] = highest;
+        state[1] = s.sum(sum);
     }
+}
 
+/// The second half of the work: weighted values.
+struct Mix<'a> {
+    view: View,
+    record: Record,
+    /// A row of [`PARTITION`] for each pair.
+    weights: &'a [f32],
+    part: &'a mut [f32],
+}
+
+impl Mix<'_> {
     /// Adds the values of a block, times their weights, to the records of the pairs that see them. `values` are
     /// the block's and those to fetch ahead.
     #[inline(always)]
-    fn add_values<S: Simd, V: KvElement>(
-        &mut self,
-        s: S,
-        values: [&[[V; LANES]]; 2],
-        block: usize,
-        weights: &[f32],
-    ) {
+    fn add_values<S: Simd, V: KvElement>(&mut self, s: S, values: [&[[V; LANES]]; 2], block: usize) {
         let len = self.record.len();
         let pairs = self.part.len() / len;
         let mut pair = 0;
         while pair < pairs {
-            let tokens = self.seen_in_block(pair, block);
+            let tokens = self.view.seen_in_block(pair, block);
             let mut count = rows_at_once(s, pairs - pair);
-            if self.seen_in_block(pair + count - 1, block) != tokens {
+            if self.view.seen_in_block(pair + count - 1, block) != tokens {
                 // Rows that see different parts of the block must not read each other's tokens.
                 count = 1;
             }
-            let weights = &weights[pair * PARTITION + block * BLOCK_TOKENS..];
+            let weights = &self.weights[pair * PARTITION + block * BLOCK_TOKENS..];
             let records = &mut self.part[pair * len..];
             match count {
                 8 => add_weighted::<S, V, 8, 1>(s, values, tokens, weights, records, len),
@@ -247,7 +279,7 @@ impl<T: KvElement> Partition<'_, T> {
 
 /// How many of `left` pairs the register file takes together: 8, 4, 2 or 1.
 #[inline(always)]
-fn rows_at_once<S: Simd>(_: S, left: usize) -> usize {
+pub(super) fn rows_at_once<S: Simd>(_: S, left: usize) -> usize {
     match left {
         8.. if S::WIDE => 8,
         4.. => 4,
@@ -258,7 +290,7 @@ fn rows_at_once<S: Simd>(_: S, left: usize) -> usize {
 
 /// Whether vector `index` of a row of vectors of `T` begins a cache line (when the row does).
 #[inline(always)]
-fn starts_line<T>(index: usize) -> bool {
+pub(super) fn starts_line<T>(index: usize) -> bool {
     (index * size_of::<[T; LANES]>()).is_multiple_of(64)
 }
 

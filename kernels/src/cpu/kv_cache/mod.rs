@@ -3,9 +3,12 @@
 //! The worker decides which block belongs to which sequence; this file stores, copies and hands out tiles. A
 //! *tile* is what one block holds for one layer and key/value head: keys transposed, `[head_dim][16 tokens]`, so
 //! that a vector holds one dimension of sixteen tokens and q·k needs no sum across lanes; then values,
-//! `[16 tokens][head_dim]`, each padded with zeros to whole vectors. Tiles of one layer and block lie together, a tile per head.
+//! `[16 tokens][head_dim]`, each padded with zeros to whole vectors; `quantized` says where the bytes of a q8_0
+//! tile lie. Tiles of one layer and block lie together, a tile per head.
 //! What holds always: a token's key and value are stored by one rounding to the cache's type, whatever it was
 //! stored together with. Nothing here knows which slots are in use.
+
+mod quantized;
 
 use std::ops::Range;
 
@@ -15,6 +18,9 @@ use super::math::{Kernel, LANES, Simd};
 use super::shape::{expect_below, expect_len};
 use super::{AlignedBuffer, Cpu, DisjointMut};
 use crate::KernelError;
+use quantized::{StoreQuantized, TileShape};
+
+pub(super) use quantized::{KEY_GROUP, QuantizedTile, QuantizedTiles};
 
 /// Tokens of a block: one per vector lane.
 pub const BLOCK_TOKENS: usize = LANES;
@@ -26,15 +32,8 @@ pub enum KvType {
     F32,
     /// IEEE half floats.
     F16,
-}
-
-impl KvType {
-    fn element_bytes(self) -> usize {
-        match self {
-            KvType::F32 => 4,
-            KvType::F16 => 2,
-        }
-    }
+    /// Bytes; keys with a scale for every 32 dimensions, values with one for each token.
+    Q8_0,
 }
 
 /// The shape of a [`KvCache`].
@@ -56,7 +55,12 @@ impl KvLayout {
     /// Bytes one block takes in all layers.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
-        self.layers.saturating_mul(self.layer_elements()).saturating_mul(self.kv_type.element_bytes())
+        let element_bytes = match self.kv_type {
+            KvType::F32 => 4,
+            KvType::F16 => 2,
+            KvType::Q8_0 => 1,
+        };
+        self.layers.saturating_mul(self.layer_elements()).saturating_mul(element_bytes)
     }
 
     /// Elements of one block in one layer.
@@ -64,9 +68,14 @@ impl KvLayout {
         self.kv_heads.saturating_mul(self.tile_elements())
     }
 
-    /// Elements of one tile, keys and values together.
+    /// Elements of one tile, keys and values together; with q8_0 bytes, scales included.
     fn tile_elements(&self) -> usize {
-        self.key_elements().saturating_add(self.value_dim().saturating_mul(BLOCK_TOKENS))
+        match self.kv_type {
+            KvType::F32 | KvType::F16 => {
+                self.key_elements().saturating_add(self.value_dim().saturating_mul(BLOCK_TOKENS))
+            }
+            KvType::Q8_0 => TileShape::of(self).bytes(),
+        }
     }
 
     /// Elements of the keys of one tile.
@@ -100,6 +109,7 @@ pub struct KvCache {
 enum Elements {
     F32(AlignedBuffer<f32>),
     F16(AlignedBuffer<u16>),
+    Q8(AlignedBuffer<u8>),
 }
 
 impl KvCache {
@@ -115,6 +125,7 @@ impl KvCache {
         let elements = match kv_type {
             KvType::F32 => Elements::F32(AlignedBuffer::zeroed(len, "the kv cache")?),
             KvType::F16 => Elements::F16(AlignedBuffer::zeroed(len, "the kv cache")?),
+            KvType::Q8_0 => Elements::Q8(AlignedBuffer::zeroed(len, "the kv cache")?),
         };
         Ok(KvCache { layout, elements })
     }
@@ -141,6 +152,7 @@ impl KvCache {
             match &mut self.elements {
                 Elements::F32(elements) => elements.copy_within(from, to),
                 Elements::F16(elements) => elements.copy_within(from, to),
+                Elements::Q8(elements) => elements.copy_within(from, to),
             }
         }
         Ok(())
@@ -158,6 +170,7 @@ impl KvCache {
         match &self.elements {
             Elements::F32(elements) => LayerTiles::F32(Tiles::new(&elements[range], self.layout)),
             Elements::F16(elements) => LayerTiles::F16(Tiles::new(&elements[range], self.layout)),
+            Elements::Q8(elements) => LayerTiles::Q8(QuantizedTiles::new(&elements[range], &self.layout)),
         }
     }
 }
@@ -166,6 +179,7 @@ impl KvCache {
 pub(super) enum LayerTiles<'a> {
     F32(Tiles<'a, f32>),
     F16(Tiles<'a, u16>),
+    Q8(QuantizedTiles<'a>),
 }
 
 /// The tiles of one layer, stored as `T`.
@@ -267,8 +281,9 @@ pub fn store_kv(cpu: &Cpu, kv: &mut KvCache, layer: usize, rows: &KvRows<'_>) ->
     let start = kv.block_range(layer, 0).start;
     let end = kv.block_range(layer + 1, 0).start;
     match &mut kv.elements {
-        Elements::F32(elements) => store_rows(cpu, &mut elements[start..end], layout, rows),
-        Elements::F16(elements) => store_rows(cpu, &mut elements[start..end], layout, rows),
+        Elements::F32(elements) => store_rows(cpu, &mut elements[start..end], layout, rows, store_floats),
+        Elements::F16(elements) => store_rows(cpu, &mut elements[start..end], layout, rows, store_floats),
+        Elements::Q8(elements) => store_rows(cpu, &mut elements[start..end], layout, rows, store_quantized),
     }
     Ok(())
 }
@@ -284,9 +299,24 @@ pub struct KvRows<'a> {
     pub slots: &'a [KvSlot],
 }
 
+/// One token's key and value of one head, and where in its tile they go.
+struct Token<'a, T> {
+    layout: &'a KvLayout,
+    k: &'a [f32],
+    v: &'a [f32],
+    offset: usize,
+    tile: &'a mut [T],
+}
+
 /// Splits by head, so that two rows of one block never meet on two threads.
-fn store_rows<T: KvElement>(cpu: &Cpu, elements: &mut [T], layout: KvLayout, rows: &KvRows<'_>) {
-    let (dim, value_dim, tile) = (layout.head_dim, layout.value_dim(), layout.tile_elements());
+fn store_rows<T: Send>(
+    cpu: &Cpu,
+    elements: &mut [T],
+    layout: KvLayout,
+    rows: &KvRows<'_>,
+    store: impl Fn(&Cpu, Token<'_, T>) + Sync,
+) {
+    let (dim, tile) = (layout.head_dim, layout.tile_elements());
     let shared = DisjointMut::new(elements);
     // One decoded token is too little work to wake anybody for.
     let grain = if rows.slots.len() < 8 { layout.kv_heads } else { 1 };
@@ -298,19 +328,22 @@ fn store_rows<T: KvElement>(cpu: &Cpu, elements: &mut [T], layout: KvLayout, row
                 // SAFETY: tiles of different heads are disjoint, a head belongs to one chunk only, and the
                 // slice is dropped before the next one is taken.
                 let tile = unsafe { shared.slice(start..start + tile) };
-                let (keys, values) = tile.split_at_mut(layout.key_elements());
-                let offset = slot.offset as usize;
-                let value = offset * value_dim;
-                cpu.launch(StoreToken {
-                    k: &rows.k[from..from + dim],
-                    v: &rows.v[from..from + dim],
-                    keys: keys.as_chunks_mut().0,
-                    values: &mut values[value..value + dim],
-                    offset,
-                });
+                let (k, v) = (&rows.k[from..from + dim], &rows.v[from..from + dim]);
+                store(cpu, Token { layout: &layout, k, v, offset: slot.offset as usize, tile });
             }
         }
     });
+}
+
+fn store_floats<T: KvElement>(cpu: &Cpu, token: Token<'_, T>) {
+    let Token { layout, k, v, offset, tile } = token;
+    let (keys, values) = tile.split_at_mut(layout.key_elements());
+    let values = &mut values[offset * layout.value_dim()..][..layout.head_dim];
+    cpu.launch(StoreToken { k, v, keys: keys.as_chunks_mut().0, values, offset });
+}
+
+fn store_quantized(cpu: &Cpu, token: Token<'_, u8>) {
+    cpu.launch(StoreQuantized(token));
 }
 
 struct StoreToken<'a, T> {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, Simd, as_lane};
 
 /// Proof that the processor has AVX2, FMA and F16C: only [`launch`] makes one.
 #[derive(Clone, Copy)]
@@ -11,6 +11,10 @@ pub(super) struct Avx2(());
 /// Lanes 0 to 7 and 8 to 15.
 #[derive(Clone, Copy)]
 pub(super) struct Pair(__m256, __m256);
+
+/// The same for integers of 32 bits, or of twice 16.
+#[derive(Clone, Copy)]
+pub(super) struct IntegerPair(__m256i, __m256i);
 
 /// Runs `kernel` with these instructions enabled.
 ///
@@ -63,6 +67,8 @@ impl Avx2 {
 
 impl Simd for Avx2 {
     type F = Pair;
+    type I = IntegerPair;
+    type Pairs = IntegerPair;
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -186,6 +192,42 @@ impl Simd for Avx2 {
         let four = registers!(_mm_max_ps(low, high));
         let two = registers!(_mm_max_ps(four, _mm_movehl_ps(four, four)));
         registers!(_mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two))))
+    }
+
+    #[inline(always)]
+    fn zero_integers(self) -> IntegerPair {
+        registers!(IntegerPair(_mm256_setzero_si256(), _mm256_setzero_si256()))
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, from: &[[i8; 2]; LANES]) -> IntegerPair {
+        let (low, high) = halves(from);
+        // SAFETY: sixteen bytes follow each pointer; the instructions are present.
+        let (low, high) = unsafe { (_mm_loadu_si128(low.cast()), _mm_loadu_si128(high.cast())) };
+        registers!(IntegerPair(_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high)))
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: IntegerPair, b: [i16; 2], sum: IntegerPair) -> IntegerPair {
+        let b = registers!(_mm256_set1_epi32(as_lane(b)));
+        registers!(IntegerPair(
+            _mm256_add_epi32(sum.0, _mm256_madd_epi16(a.0, b)),
+            _mm256_add_epi32(sum.1, _mm256_madd_epi16(a.1, b))
+        ))
+    }
+
+    #[inline(always)]
+    fn floats(self, integers: IntegerPair) -> Pair {
+        registers!(Pair(_mm256_cvtepi32_ps(integers.0), _mm256_cvtepi32_ps(integers.1)))
+    }
+
+    #[inline(always)]
+    fn store_i16(self, value: Pair, to: &mut [i16; LANES]) {
+        let (low, high) = registers!((_mm256_cvtps_epi32(value.0), _mm256_cvtps_epi32(value.1)));
+        // Packing works inside each half of a register; the permutation puts the quarters in order.
+        let packed = registers!(_mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high)));
+        // SAFETY: 32 bytes follow the pointer; the instructions are present.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), packed) }
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, Simd, as_lane};
 
 /// Proof that the processor has AVX-512 F, BW, VL and VNNI: only [`launch`] makes one.
 #[derive(Clone, Copy)]
@@ -27,6 +27,8 @@ macro_rules! registers {
 
 impl Simd for Avx512 {
     type F = __m512;
+    type I = __m512i;
+    type Pairs = __m512i;
     const WIDE: bool = true;
 
     #[inline(always)]
@@ -137,6 +139,35 @@ impl Simd for Avx512 {
         let four = registers!(_mm_max_ps(low, high));
         let two = registers!(_mm_max_ps(four, _mm_movehl_ps(four, four)));
         registers!(_mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two))))
+    }
+
+    #[inline(always)]
+    fn zero_integers(self) -> __m512i {
+        registers!(_mm512_setzero_si512())
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, from: &[[i8; 2]; LANES]) -> __m512i {
+        // SAFETY: 32 bytes follow the pointer; the instructions are present.
+        let bytes = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
+        registers!(_mm512_cvtepi8_epi16(bytes))
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512i, b: [i16; 2], sum: __m512i) -> __m512i {
+        registers!(_mm512_dpwssd_epi32(sum, a, _mm512_set1_epi32(as_lane(b))))
+    }
+
+    #[inline(always)]
+    fn floats(self, integers: __m512i) -> __m512 {
+        registers!(_mm512_cvtepi32_ps(integers))
+    }
+
+    #[inline(always)]
+    fn store_i16(self, value: __m512, to: &mut [i16; LANES]) {
+        let halves = registers!(_mm512_cvtepi32_epi16(_mm512_cvtps_epi32(value)));
+        // SAFETY: 32 bytes follow the pointer; the instructions are present.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), halves) }
     }
 
     #[inline(always)]

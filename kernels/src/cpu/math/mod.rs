@@ -1,4 +1,4 @@
-//! Vectors of sixteen f32, so that each kernel is written once and compiled for every instruction set.
+//! Vectors of sixteen f32 (and a few operations on integers), so that each kernel is written once and compiled for every instruction set.
 //!
 //! A kernel is a struct of its arguments implementing [`Kernel`]; [`Cpu::launch`] runs it with the vector type of
 //! the chosen instruction set, inside a function that enables those instructions. What always holds: each
@@ -28,6 +28,10 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Simd: Copy {
     /// Sixteen f32.
     type F: Copy;
+    /// Sixteen i32.
+    type I: Copy;
+    /// Sixteen pairs of i16.
+    type Pairs: Copy;
     /// Whether 24 vectors fit into registers at once (else about 6).
     const WIDE: bool;
 
@@ -68,6 +72,17 @@ pub(crate) trait Simd: Copy {
     /// The greatest lane by the same tree of [`Simd::max`].
     fn highest(self, value: Self::F) -> f32;
 
+    /// Sixteen integers 0.
+    fn zero_integers(self) -> Self::I;
+    /// Exact widening of pairs of bytes.
+    fn load_pairs(self, from: &[[i8; 2]; LANES]) -> Self::Pairs;
+    /// sum + a · b of both halves of each pair; the caller knows that it does not overflow.
+    fn dot_pairs(self, a: Self::Pairs, b: [i16; 2], sum: Self::I) -> Self::I;
+    /// To f32, to nearest, ties to even.
+    fn floats(self, integers: Self::I) -> Self::F;
+    /// `to[i]` becomes lane i rounded to nearest, ties to even; all lanes within ±32767.
+    fn store_i16(self, value: Self::F, to: &mut [i16; LANES]);
+
     /// Asks for the cache line of `_at`, where the processor takes such advice.
     #[inline(always)]
     fn prefetch<T>(self, _at: &T) {}
@@ -87,6 +102,13 @@ pub(crate) trait Simd: Copy {
         self.store(value, &mut lanes);
         to.copy_from_slice(&lanes[..to.len()]);
     }
+}
+
+/// Two integers of 16 bits as one of 32, the first in the low half as little-endian memory has them.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn as_lane([low, high]: [i16; 2]) -> i32 {
+    i32::from(high) << 16 | i32::from(low as u16)
 }
 
 /// A computation written over [`Simd`]. `run` must be `#[inline(always)]`.

@@ -50,6 +50,8 @@ fn power_of_two(power: i32) -> f32 {
 
 impl Simd for Portable {
     type F = F;
+    type I = [i32; LANES];
+    type Pairs = [[i16; 2]; LANES];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -155,5 +157,34 @@ impl Simd for Portable {
     #[inline(always)]
     fn highest(self, value: F) -> f32 {
         tree(value, greater)
+    }
+
+    #[inline(always)]
+    fn zero_integers(self) -> [i32; LANES] {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, from: &[[i8; 2]; LANES]) -> [[i16; 2]; LANES] {
+        from.map(|[a, b]| [a.into(), b.into()])
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: [[i16; 2]; LANES], b: [i16; 2], sum: [i32; LANES]) -> [i32; LANES] {
+        let mut out = sum;
+        for (lane, a) in out.iter_mut().zip(a) {
+            *lane += i32::from(a[0]) * i32::from(b[0]) + i32::from(a[1]) * i32::from(b[1]);
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn floats(self, integers: [i32; LANES]) -> F {
+        integers.map(|integer| integer as f32)
+    }
+
+    #[inline(always)]
+    fn store_i16(self, value: F, to: &mut [i16; LANES]) {
+        *to = value.map(|value| value.round_ties_even() as i16);
     }
 }

@@ -91,6 +91,22 @@ op!(Halves, |s, a, b, c| {
     s.add(s.load_f16(&halves), s.load_bf16(&halves))
 });
 
+op!(Integers, |s, a, b, c| {
+    let within = |x| s.max(s.min(x, s.splat(32767.0)), s.splat(-32767.0));
+    let (mut codes, mut factors) = ([0; LANES], [0; LANES]);
+    s.store_i16(within(a), &mut codes);
+    s.store_i16(within(b), &mut factors);
+    let mut pairs = [[0; 2]; LANES];
+    for (i, pair) in pairs.iter_mut().enumerate() {
+        *pair = [codes[i] as i8, (codes[i] >> 8) as i8];
+    }
+    let mut sum = s.zero_integers();
+    for factors in factors.as_chunks::<2>().0 {
+        sum = s.dot_pairs(s.load_pairs(&pairs), *factors, sum);
+    }
+    s.floats(sum)
+});
+
 #[test]
 fn every_operation_gives_the_portable_bits() {
     check_same_bits("add", Add);
@@ -108,6 +124,7 @@ fn every_operation_gives_the_portable_bits() {
     check_same_bits("tanh", Tanh);
     check_same_bits("erf", Erf);
     check_same_bits("halves", Halves);
+    check_same_bits("integers", Integers);
 }
 
 /// Distance of `actual` from `exact` in units of the last place of an f32 near `exact`.
