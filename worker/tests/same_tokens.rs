@@ -409,7 +409,7 @@ fn preemption_changes_no_bit() {
 fn threads_instruction_sets_and_cache_types_change_no_bit() {
     for file in files() {
         let requests = requests(&file, 5);
-        for kv_type in [KvType::F16, KvType::F32] {
+        for kv_type in [KvType::F16, KvType::F32, KvType::Q8_0] {
             let expected = truth(&file, Setting { kv_type, ..Setting::alone() }, &requests);
             for isa in Isa::available() {
                 for threads in [1, 3] {
@@ -419,5 +419,48 @@ fn threads_instruction_sets_and_cache_types_change_no_bit() {
                 }
             }
         }
+    }
+}
+
+/// Everything above once more over a cache of bytes, one setting of each kind on one file.
+#[test]
+fn over_a_cache_of_bytes_nothing_changes_a_bit_either() {
+    let file = ModelFile::golden("llama", "llama-Q4_K_M.gguf");
+    let bytes = Setting { kv_type: KvType::Q8_0, ..Setting::alone() };
+    let mut requests = requests(&file, 12);
+    requests.iter_mut().for_each(|request| request.limits.max_tokens = 50);
+    requests.iter_mut().for_each(|request| request.limits.min_tokens = 40);
+    let expected = truth(&file, bytes, &requests);
+    let halves = truth(&file, Setting::alone(), &requests);
+    assert!(halves != expected, "the cache's type shows in no log probability");
+    let settings = [
+        Setting { sequences: 12, step_tokens: 512, ..bytes },
+        Setting { sequences: 4, step_tokens: 17, ..bytes },
+        Setting { sequences: 6, step_tokens: 40, prefix_cache: PrefixCache::On, ..bytes },
+        Setting { sequences: 12, step_tokens: 64, kv_blocks: 40, prefix_cache: PrefixCache::On, ..bytes },
+        Setting { sequences: 3, step_tokens: 40, speculation: Speculation::Auto, ..bytes },
+    ];
+    for setting in settings {
+        // The second wave finds whole prompts, where the cache remembers: the last token is then computed in a copy.
+        let again: Vec<Submit> =
+            requests.iter().map(|s| Submit { id: RequestId(s.id.0 + 1000), ..s.clone() }).collect();
+        let served = serve(&file, setting, &[requests.clone(), again]);
+        assert_eq!(served.stats.kv_blocks_free, served.stats.kv_blocks_total, "blocks leak");
+        if setting.prefix_cache == PrefixCache::On {
+            assert!(served.stats.prefix_hits > 0, "{setting:?}: nothing was found");
+        }
+        if setting.kv_blocks < ROOMY_BLOCKS {
+            assert!(served.stats.preemptions > 0, "{setting:?}: nothing was preempted");
+        }
+        for (id, answer) in &served.answers {
+            assert_eq!(answer, &expected[&RequestId(id.0 % 1000)], "request {id}: {setting:?}");
+        }
+    }
+    for request in &requests[..4] {
+        let answer = &expected[&request.id];
+        let emitted = answer.emitted[..11].iter().map(|&(token, ..)| token).collect();
+        let resumed = Submit { emitted, attempt: Attempt(1), ..request.clone() };
+        let served = serve(&file, bytes, &[vec![resumed]]);
+        assert_eq!(served.answers[&request.id].emitted, answer.emitted[11..], "request {}", request.id);
     }
 }

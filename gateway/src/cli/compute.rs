@@ -62,7 +62,7 @@ pub struct ComputeArgs {
     /// Compute threads; default: one per physical core.
     #[arg(long, env = "ROCMFORGE_THREADS")]
     pub threads: Option<u16>,
-    /// Element type of the KV cache, f16 or f32.
+    /// Element type of the KV cache: f16, q8_0 or f32.
     #[arg(long, default_value = "f16", env = "ROCMFORGE_KV_TYPE")]
     pub kv_type: String,
 }

@@ -276,7 +276,12 @@ pub const OTHER_VARIABLES: &[[&str; 4]] = &[
         "error, warn, info, debug, trace, or a filter by module",
     ],
     ["ROCMFORGE_LOG_FORMAT", "human", "json", "form of log lines on stderr: human or json"],
-    ["ROCMFORGE_KV_TYPE", "f16", "f32", "element type of the KV cache in workers: f16 or f32"],
+    [
+        "ROCMFORGE_KV_TYPE",
+        "f16",
+        "q8_0",
+        "element type of the KV cache in workers: f16, q8_0 (half the memory) or f32",
+    ],
     [
         "ROCMFORGE_KV_CACHE_MIB",
         "",

@@ -5,7 +5,7 @@
 //! quantize their common input once.
 
 use super::{
-    Accumulate, AttentionStep, Backend, BackendError, CacheShape, KvStep, KvType, Product, Rope, RopePairing,
+    Accumulate, AttentionStep, Backend, BackendError, CacheShape, KvStep, Product, Rope, RopePairing,
 };
 use crate::batch::Batch;
 use crate::model::weights::Tensor;
@@ -150,17 +150,7 @@ impl Backend for CpuBackend {
     }
 
     fn allocate_cache(&self, shape: CacheShape) -> Result<KvCache, BackendError> {
-        KvCache::new(KvLayout {
-            layers: shape.layers,
-            blocks: shape.blocks,
-            kv_heads: shape.kv_heads,
-            head_dim: shape.head_dim,
-            kv_type: match shape.kv_type {
-                KvType::F32 => cpu::KvType::F32,
-                KvType::F16 => cpu::KvType::F16,
-            },
-        })
-        .map_err(failed("allocate_cache"))
+        KvCache::new(KvLayout::from(shape)).map_err(failed("allocate_cache"))
     }
 
     fn copy_block(&self, cache: &mut KvCache, from: u32, to: u32) -> Result<(), BackendError> {

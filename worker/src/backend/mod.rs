@@ -16,6 +16,7 @@ pub use reference::ReferenceBackend;
 use crate::batch::Batch;
 use crate::model::weights::Tensor;
 use kernels::KernelError;
+use kernels::cpu::KvLayout;
 
 /// What can go wrong on a device.
 #[derive(Debug, thiserror::Error)]
@@ -47,16 +48,8 @@ pub enum KvType {
     F32,
     /// 2 bytes, the default.
     F16,
-}
-
-impl KvType {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
-        }
-    }
+    /// 1 byte and a share of a scale: half the memory, a rounding error of up to 1/254 of a group's largest number.
+    Q8_0,
 }
 
 /// Tokens in a KV block: one vector of sixteen positions.
@@ -78,9 +71,21 @@ pub struct CacheShape {
 }
 
 impl CacheShape {
-    /// Bytes of one block over all layers, keys and values.
+    /// Bytes of one block over all layers, keys and values, as the kernels lay them out.
     pub fn block_bytes(&self) -> usize {
-        2 * self.layers * self.kv_heads * self.head_dim * BLOCK_TOKENS as usize * self.kv_type.bytes()
+        KvLayout::from(*self).block_bytes()
+    }
+}
+
+impl From<CacheShape> for KvLayout {
+    fn from(shape: CacheShape) -> Self {
+        let CacheShape { layers, blocks, kv_heads, head_dim, kv_type } = shape;
+        let kv_type = match kv_type {
+            KvType::F32 => kernels::cpu::KvType::F32,
+            KvType::F16 => kernels::cpu::KvType::F16,
+            KvType::Q8_0 => kernels::cpu::KvType::Q8_0,
+        };
+        Self { layers, blocks, kv_heads, head_dim, kv_type }
     }
 }
 

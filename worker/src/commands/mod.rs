@@ -88,6 +88,9 @@ pub enum KvTypeArg {
     F32,
     /// 2 bytes.
     F16,
+    /// 1 byte and a share of a scale.
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 impl From<KvTypeArg> for KvType {
@@ -95,6 +98,7 @@ impl From<KvTypeArg> for KvType {
         match arg {
             KvTypeArg::F32 => Self::F32,
             KvTypeArg::F16 => Self::F16,
+            KvTypeArg::Q8_0 => Self::Q8_0,
         }
     }
 }

@@ -42,7 +42,7 @@ impl Runner {
 
     /// The CPU backend, each instruction set with each cache type.
     pub(crate) fn cpu_all() -> Vec<Self> {
-        let kinds = [KvType::F32, KvType::F16];
+        let kinds = [KvType::F32, KvType::F16, KvType::Q8_0];
         Isa::available()
             .into_iter()
             .flat_map(|isa| kinds.map(|kv_type| Self { isa: Some(isa), kv_type }))
@@ -54,8 +54,17 @@ impl Runner {
         Self::cpu_all().into_iter().filter(|runner| runner.isa == Some(Isa::detect())).collect()
     }
 
+    /// Those of them that the golden data has tolerances for.
+    pub(crate) fn best_known() -> Vec<Self> {
+        Self::best().into_iter().filter(|runner| runner.kv_type != KvType::Q8_0).collect()
+    }
+
+    pub(crate) fn best_with(kv_type: KvType) -> Self {
+        Self { isa: Some(Isa::detect()), kv_type }
+    }
+
     pub(crate) fn reference_and_best() -> Vec<Self> {
-        std::iter::once(Self::reference()).chain(Self::best()).collect()
+        std::iter::once(Self::reference()).chain(Self::best_known()).collect()
     }
 
     /// The other instruction sets with the same cache type.
@@ -208,6 +217,28 @@ impl Golden {
             }
         }
         agreement.check(&format!("{file} on {runner}"), tolerance);
+    }
+
+    /// Runs every prompt in one pass with both and holds the logits of `runner` against those of `other`.
+    pub(crate) fn compare_runs(&self, runner: &Runner, other: &Runner, file: &str, tolerance: Tolerance) {
+        self.agreement(runner, other, file).check(&format!("{file}: {runner} beside {other}"), tolerance);
+    }
+
+    /// How far the logits of `runner` are from those of `other` over all prompts.
+    pub(crate) fn loss(&self, runner: &Runner, other: &Runner, file: &str) -> Tolerance {
+        let Agreement { max_abs, max_kl, .. } = self.agreement(runner, other, file);
+        Tolerance { max_abs, max_kl, top1_share: 1.0 }
+    }
+
+    fn agreement(&self, runner: &Runner, other: &Runner, file: &str) -> Agreement {
+        let mut agreement = Agreement::default();
+        for prompt in self.prompts() {
+            let run = |runner| Session::new(self, runner, file).prefill(&prompt, &[usize::MAX]);
+            for (actual, expected) in run(runner).iter().zip(run(other)) {
+                agreement.add(actual, &expected);
+            }
+        }
+        agreement
     }
 
     /// Follows the golden greedy path; every step whose margin exceeds the tolerance must choose alike.

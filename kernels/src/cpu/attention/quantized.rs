@@ -51,8 +51,8 @@ impl Kernel for QuantizedPartition<'_> {
                 2.. if pairs < 8 => queries.score(s, [0, 1].map(ahead), [2, 3].map(ahead), scores),
                 _ => queries.score(s, [ahead(0)], [ahead(1)], scores),
             };
-            for block in block..block + done {
-                s.store(s.load_f16(tile(block).value_scales), &mut value_scales[block]);
+            for (block, scales) in (block..).zip(&mut value_scales[block..block + done]) {
+                s.store(s.load_f16(tile(block).value_scales), scales);
             }
             block += done;
         }
