@@ -51,6 +51,14 @@ pub enum KernelError {
         /// Comma-separated names that would work.
         available: String,
     },
+    /// A thread could not be bound to a processor: there is none of that number, or it is not ours to use.
+    #[error("cannot pin a thread to CPU {cpu}: {reason}")]
+    Pinning {
+        /// The processor's number.
+        cpu: usize,
+        /// What Linux says.
+        reason: &'static str,
+    },
     /// Memory for weights, cache or workspace could not be had.
     #[error("could not allocate {bytes} bytes for {what}")]
     OutOfMemory {

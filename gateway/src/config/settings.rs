@@ -304,6 +304,18 @@ pub const OTHER_VARIABLES: &[[&str; 4]] = &[
         "server that the commands generate and models ask",
     ],
     ["ROCMFORGE_MODELS", "", "/models", "folder whose files the command models lists"],
+    [
+        "ROCMFORGE_CPU_PIN",
+        "off",
+        "0-3,8",
+        "pins compute threads, one to a physical core: off, on, or the CPUs to use",
+    ],
+    [
+        "ROCMFORGE_CPU_LIST",
+        "",
+        "0-3,8",
+        "CPUs that a worker's compute threads are restricted and pinned to; the gateway sets it for each worker",
+    ],
     ["ROCMFORGE_CPU_ISA", "", "avx2", "forces a CPU code path in workers: portable, avx2, avx512 or amx"],
     [
         "ROCMFORGE_FAULT",

@@ -23,6 +23,14 @@ impl Cpu {
         Ok(Cpu { isa: isa.require()?, pool: Pool::new(threads)? })
     }
 
+    /// A context running `isa` on one thread for each of `cpus`, bound to it; the calling thread is the first and
+    /// stays bound, as do threads it starts later.
+    ///
+    /// Errors: those of [`Cpu::new`]; [`KernelError::Pinning`] for a processor that this process may not use.
+    pub fn pinned(isa: Isa, cpus: &[usize]) -> Result<Cpu, KernelError> {
+        Ok(Cpu { isa: isa.require()?, pool: Pool::pinned(cpus)? })
+    }
+
     /// As [`Cpu::new`], without asking whether `isa` is present: for the self-check, and for tests that emulate it.
     ///
     /// # Safety

@@ -13,6 +13,7 @@ mod math;
 mod matmul;
 mod matrix;
 mod norm;
+mod pinning;
 mod pool;
 mod rope;
 mod shape;

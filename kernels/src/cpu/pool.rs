@@ -6,17 +6,18 @@
 //! that it streams memory in order and finds what it wrote before in its own cache; then it helps the others.
 //! What always holds: a region ends only when every chunk is done and no worker still runs its closure; the
 //! caller never waits for a worker that has not joined (one parked or descheduled costs nothing); a panic in
-//! a task reaches the caller. The pool does not pin threads and knows nothing about what it runs.
+//! a task reaches the caller. The pool pins its threads only where it is told to, and knows nothing about what it runs.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use super::pinning::pin_this_thread;
 use crate::KernelError;
 
 /// How long an idle worker spins before it parks. Waking a parked thread costs 10 to 60 µs on the virtual
@@ -81,6 +82,18 @@ pub(crate) struct Pool {
 impl Pool {
     /// A pool running regions on `threads` threads, the caller included.
     pub(crate) fn new(threads: usize) -> Result<Pool, KernelError> {
+        Pool::start(threads, |_| None)
+    }
+
+    /// A pool of one thread for each of `cpus`, bound to it. The caller is the first of them.
+    pub(crate) fn pinned(cpus: &[usize]) -> Result<Pool, KernelError> {
+        let pool = Pool::start(cpus.len(), |index| cpus.get(index).copied())?;
+        // Last, since new threads inherit where their creator may run.
+        cpus.iter().take(1).try_for_each(|&cpu| pin_this_thread(cpu))?;
+        Ok(pool)
+    }
+
+    fn start(threads: usize, cpu: impl Fn(usize) -> Option<usize>) -> Result<Pool, KernelError> {
         if threads == 0 || threads > MAX_THREADS {
             return Err(KernelError::OutOfRange { what: "threads", value: threads, limit: MAX_THREADS + 1 });
         }
@@ -94,7 +107,7 @@ impl Pool {
         });
         let mut pool = Pool { shared, workers: Vec::new(), busy: AtomicBool::new(false) };
         for index in 1..threads {
-            pool.workers.push(Worker::spawn(index, &pool.shared)?);
+            pool.workers.push(Worker::spawn(index, cpu(index), &pool.shared)?);
         }
         Ok(pool)
     }
@@ -174,13 +187,25 @@ impl Drop for Pool {
 }
 
 impl Worker {
-    fn spawn(index: usize, shared: &Arc<Shared>) -> Result<Worker, KernelError> {
+    /// Starts a thread, bound to `cpu` if there is one, and returns once it is.
+    fn spawn(index: usize, cpu: Option<usize>, shared: &Arc<Shared>) -> Result<Worker, KernelError> {
         let parked = Arc::new(AtomicBool::new(false));
         let (shared, seen) = (Arc::clone(shared), Arc::clone(&parked));
+        let (report, bound) = mpsc::sync_channel(1);
+        let failed = KernelError::OutOfMemory { what: "a worker thread", bytes: 2 << 20 };
         let handle = thread::Builder::new()
             .name(format!("cpu-{index}"))
-            .spawn(move || shared.serve(index, &seen))
-            .map_err(|_| KernelError::OutOfMemory { what: "a worker thread", bytes: 2 << 20 })?;
+            .spawn(move || {
+                let outcome = cpu.map_or(Ok(()), pin_this_thread);
+                let is_bound = outcome.is_ok();
+                // The spawner waits for it.
+                let _ = report.send(outcome);
+                if is_bound {
+                    shared.serve(index, &seen);
+                }
+            })
+            .map_err(|_| failed.clone())?;
+        bound.recv().map_err(|_| failed)??;
         Ok(Worker { thread: handle.thread().clone(), handle: Some(handle), parked })
     }
 }

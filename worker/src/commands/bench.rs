@@ -56,10 +56,11 @@ pub fn run(args: &BenchArgs) -> Result<(), CommandError> {
     let largest = args.batch.iter().copied().max().unwrap_or(1);
     let blocks = blocks_of(args.prompt).max(largest * blocks_of(args.generate));
     let kv_type = args.device.kv_type.into();
+    // Asked before a pinned backend takes this thread's choice of processors.
+    let threads = args.device.thread_count()?;
     let (model, _) =
         args.device.backend()?.load(&opened, blocks as usize, kv_type, &mut |_| ()).map_err(&wrong)?;
-    let mut bench =
-        Bench { model, vocab_size: opened.spec().vocab_size as u32, threads: args.device.thread_count() };
+    let mut bench = Bench { model, vocab_size: opened.spec().vocab_size as u32, threads };
     let mut results = Vec::new();
     if args.prompt > 0 {
         let rate = best_of(args.repeat, || bench.prefill(args.prompt)).map_err(&wrong)?;

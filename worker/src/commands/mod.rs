@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod logits;
 mod npy;
+mod placement;
 pub mod serve;
 pub mod tensor;
 
@@ -14,7 +15,8 @@ use crate::model::{CacheBudget, Model, ModelError, Opened};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kernels::KernelError;
 use kernels::cpu::{Cpu, Isa};
-use shared::cores::physical_cores;
+use placement::{Placement, PlacementSettings, Processors};
+use shared::cores::{allowed_cores, physical_cores};
 use shared::error::ExitCode;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -73,6 +75,13 @@ pub struct DeviceArgs {
     /// Compute threads; default: one per physical core.
     #[arg(long, env = "ROCMFORGE_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Pin compute threads to physical cores: off, on, or the CPUs to use, like 0-3,8.
+    #[arg(long, default_value = "off", env = "ROCMFORGE_CPU_PIN")]
+    pub cpu_pin: String,
+    /// CPUs that compute threads are restricted and pinned to; a gateway sets it for each worker. Goes before
+    /// --cpu-pin.
+    #[arg(long, default_value = "", hide_default_value = true, env = "ROCMFORGE_CPU_LIST")]
+    pub cpu_list: String,
     /// Element type of the KV cache.
     #[arg(long, value_enum, default_value = "f16", env = "ROCMFORGE_KV_TYPE")]
     pub kv_type: KvTypeArg,
@@ -161,8 +170,15 @@ pub enum AnyBackend {
 
 impl DeviceArgs {
     /// Threads to compute with.
-    pub fn thread_count(&self) -> usize {
-        self.threads.map_or_else(physical_cores, usize::from)
+    pub fn thread_count(&self) -> Result<usize, CommandError> {
+        Ok(self.placement()?.threads())
+    }
+
+    fn placement(&self) -> Result<Placement, CommandError> {
+        let threads = self.threads.map(usize::from);
+        let settings = PlacementSettings { threads, pin: &self.cpu_pin, list: &self.cpu_list };
+        let processors = Processors { cores: allowed_cores(), threads: physical_cores() };
+        Placement::choose(settings, &processors)
     }
 
     /// The instruction set: the one `ROCMFORGE_CPU_ISA` names, or the best this processor has.
@@ -184,8 +200,12 @@ impl DeviceArgs {
     pub fn backend(&self) -> Result<AnyBackend, CommandError> {
         match self.device {
             Device::Auto | Device::Cpu => {
-                let cpu = Cpu::new(self.isa()?, self.thread_count())
-                    .map_err(|error: KernelError| CommandError::Configuration(error.to_string()))?;
+                let isa = self.isa()?;
+                let cpu = match self.placement()? {
+                    Placement::Free(threads) => Cpu::new(isa, threads),
+                    Placement::Pinned(cpus) => Cpu::pinned(isa, &cpus),
+                };
+                let cpu = cpu.map_err(|error: KernelError| CommandError::Configuration(error.to_string()))?;
                 Ok(AnyBackend::Cpu(CpuBackend::new(cpu)))
             }
             Device::Reference => Ok(AnyBackend::Reference(ReferenceBackend)),

@@ -193,7 +193,7 @@ fn device_info(args: &DeviceArgs) -> Result<DeviceInfo, CommandError> {
     Ok(DeviceInfo {
         backend: backend.to_owned(),
         name: format!("{} ({})", processor_name(), args.isa()?.name()),
-        units: u32::try_from(args.thread_count()).unwrap_or(u32::MAX),
+        units: u32::try_from(args.thread_count()?).unwrap_or(u32::MAX),
         memory_total_bytes: total_memory_bytes(),
     })
 }
