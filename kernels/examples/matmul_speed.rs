@@ -21,6 +21,9 @@ fn main() -> Result<(), KernelError> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let threads = args.first().and_then(|arg| arg.parse().ok()).unwrap_or(2);
     let isa = args.get(2).map_or(Ok(Isa::detect()), |name| Isa::parse(name))?;
+    if let Some(reason) = Isa::amx_refusal() {
+        println!("amx is not used: {reason}");
+    }
     let cpu = Cpu::new(isa, threads)?;
     let set_bytes = args.get(3).and_then(|arg| arg.parse().ok()).unwrap_or(WORKING_SET_MIB) << 20;
     println!("{} threads, {}, {} MiB", cpu.threads(), isa.name(), set_bytes >> 20);
