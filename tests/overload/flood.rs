@@ -171,7 +171,13 @@ fn show(name: &str, values: &mut [u64]) -> (u64, u64) {
     let (p50, p99) = (quantile(values, 0.5), quantile(values, 0.99));
     let max = values.last().copied().unwrap_or(0);
     let ms = |us: u64| us as f64 / 1000.0;
-    println!("{name:22} n {:6}  p50 {:8.2} ms  p99 {:8.2} ms  max {:8.2} ms", values.len(), ms(p50), ms(p99), ms(max));
+    println!(
+        "{name:22} n {:6}  p50 {:8.2} ms  p99 {:8.2} ms  max {:8.2} ms",
+        values.len(),
+        ms(p50),
+        ms(p99),
+        ms(max)
+    );
     (p50, p99)
 }
 
@@ -187,7 +193,8 @@ fn check_quick(name: &str, values: &mut [u64], bounds: &Bounds) {
 fn ten_times_the_capacity_is_refused_quickly_and_harms_nobody() {
     let bounds = bounds();
     let queue = QUEUE.to_string();
-    let options = ServerOptions::args(&["--max-queue", &queue]).env("ROCMFORGE_SEQUENCES_MAX", &SEQUENCES.to_string());
+    let options =
+        ServerOptions::args(&["--max-queue", &queue]).env("ROCMFORGE_SEQUENCES_MAX", &SEQUENCES.to_string());
     let server = Server::ready(&options.env("ROCMFORGE_LOG_LEVEL", "warn"));
     let clients = Pace::Clients(SEQUENCES + HANDED_AHEAD + QUEUE);
     load(&server, clients, Duration::from_secs(1));
@@ -217,7 +224,10 @@ fn ten_times_the_capacity_is_refused_quickly_and_harms_nobody() {
     show("capacity, first token", &mut calm.first_us);
     let (p50, p99) = show("overload, whole", &mut flood.accepted_us);
     show("overload, first token", &mut flood.first_us);
-    println!("gateway resident KiB: {:?}", (sizes.first(), sizes.get(sizes.len() / 4), sizes.iter().max(), sizes.last()));
+    println!(
+        "gateway resident KiB: {:?}",
+        (sizes.first(), sizes.get(sizes.len() / 4), sizes.iter().max(), sizes.last())
+    );
     check_quick("429", &mut flood.refused_us, &bounds);
     check_quick("/health", &mut health, &bounds);
     check_quick("/ready", &mut ready, &bounds);

@@ -31,7 +31,7 @@ pub async fn completions(
     ApiState::log_unknown(&request.unknown_fields);
     let CompletionRequest { model, prompts, max_tokens, generation: fields, .. } = request;
     let prompts = state
-        .prepare("prompt", move |model| {
+        .prepare("prompt", body.len(), move |model| {
             let tokens = |prompt| match prompt {
                 PromptInput::Text(text) => model.text_prompt(&text),
                 PromptInput::Tokens(tokens) => model.token_prompt(tokens),

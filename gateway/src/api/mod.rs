@@ -24,6 +24,7 @@ pub use models::{list_models, retrieve_model};
 pub use status::{health, metrics_text, ready};
 
 use self::body::BodyReader;
+use self::preparation::Pace;
 use crate::generation::TokenSource;
 use crate::openai::ApiError;
 use crate::prompt::model::TextModel;
@@ -59,6 +60,7 @@ pub struct ApiState {
     settings: ApiSettings,
     metrics: PrometheusHandle,
     preparation: Arc<Semaphore>,
+    pace: Arc<Pace>,
     bodies: BodyReader,
     started: Instant,
     created_unix_s: u64,
@@ -80,6 +82,7 @@ impl ApiState {
             settings,
             metrics,
             preparation,
+            pace: Arc::new(Pace::new()),
             bodies,
             started: Instant::now(),
             created_unix_s: unix_s(),

@@ -11,11 +11,43 @@ use crate::prompt::model::{PromptError, TextModel};
 use axum::body::Body;
 use shared::ids::TokenId;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// Longest body parsed on an async thread, in well under a millisecond. The tree of a longer one may be some twenty
 /// times its size, so as few of them as prompts are made at once.
 const PARSED_AT_ONCE_BYTES: usize = 64 * 1024;
+
+/// Longest work done for one prompt on an async thread: about what handing it over costs, twice over.
+const PREPARED_AT_ONCE: Duration = Duration::from_micros(200);
+/// Body length below which a prompt's cost no longer falls: a template has a beginning and an end.
+const SHORT_BODY_BYTES: usize = 512;
+
+/// How long prompts took to make lately, for each byte of their bodies. Rises at once, falls slowly, so that one
+/// slow template or text sends the next ones to where they disturb nobody.
+pub(super) struct Pace {
+    nanos_per_byte: AtomicU64,
+}
+
+impl Pace {
+    /// Nothing is known: the first prompt is taken for slow.
+    pub(super) fn new() -> Self {
+        Self { nanos_per_byte: AtomicU64::new(Duration::from_millis(1).as_nanos() as u64) }
+    }
+
+    fn expected(&self, body_bytes: usize) -> Duration {
+        let bytes = body_bytes.max(SHORT_BODY_BYTES) as u64;
+        Duration::from_nanos(self.nanos_per_byte.load(Ordering::Relaxed).saturating_mul(bytes))
+    }
+
+    fn measured(&self, body_bytes: usize, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let measured = nanos / body_bytes.max(SHORT_BODY_BYTES) as u64;
+        let before = self.nanos_per_byte.load(Ordering::Relaxed);
+        // Two at the same time may lose one of both; the next says it again.
+        self.nanos_per_byte.store(measured.max(before / 8 * 7), Ordering::Relaxed);
+    }
+}
 
 /// What a checked request asks to be generated.
 pub(super) struct Task<'a> {
@@ -52,20 +84,33 @@ impl ApiState {
         tokio::task::spawn_blocking(work).await.map_err(|_| unprepared())?
     }
 
-    /// Runs `make` (rendering, tokenizing) off the async threads, as many at once as configured.
+    /// Runs `make` (rendering, tokenizing) for a request of `body_bytes`: at once where prompts of this length were
+    /// quick lately, else off the async threads, as many at once as configured. Going there and back costs more than
+    /// a short prompt does.
     pub(super) async fn prepare<T: Send + 'static>(
         &self,
         param: &'static str,
+        body_bytes: usize,
         make: impl FnOnce(&TextModel) -> Result<T, PromptError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let permit = Arc::clone(&self.preparation).acquire_owned().await.map_err(|_| unprepared())?;
-        let model = Arc::clone(&self.model);
-        let work = move || {
-            // Held until the work is done, which goes on when the client leaves.
-            let _permit = permit;
-            make(&model)
+        let made = if self.pace.expected(body_bytes) <= PREPARED_AT_ONCE {
+            let started = Instant::now();
+            let made = make(&self.model);
+            self.pace.measured(body_bytes, started.elapsed());
+            made
+        } else {
+            let permit = Arc::clone(&self.preparation).acquire_owned().await.map_err(|_| unprepared())?;
+            let (model, pace) = (Arc::clone(&self.model), Arc::clone(&self.pace));
+            let work = move || {
+                // Held until the work is done, which goes on when the client leaves.
+                let _permit = permit;
+                let started = Instant::now();
+                let made = make(&model);
+                pace.measured(body_bytes, started.elapsed());
+                made
+            };
+            tokio::task::spawn_blocking(work).await.map_err(|_| unprepared())?
         };
-        let made = tokio::task::spawn_blocking(work).await.map_err(|_| unprepared())?;
         made.map_err(|error| prompt_error(&error, param))
     }
 
@@ -142,4 +187,26 @@ fn unprepared() -> ApiError {
 /// A seed for requests without one, from the operating system's generator.
 fn random_seed() -> u64 {
     uuid::Uuid::new_v4().as_u64_pair().1.rotate_left(8) ^ uuid::Uuid::new_v4().as_u64_pair().0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_slow_prompt_sends_the_next_ones_away_for_a_while() {
+        let pace = Pace::new();
+        assert!(pace.expected(1) > PREPARED_AT_ONCE, "nothing is known yet");
+        let settle = |times: usize, micros| {
+            (0..times).for_each(|_| pace.measured(1000, Duration::from_micros(micros)));
+        };
+        settle(80, 50);
+        assert!(pace.expected(1000) <= PREPARED_AT_ONCE && pace.expected(100_000) > PREPARED_AT_ONCE);
+        settle(1, 5_000);
+        assert!(pace.expected(1000) > PREPARED_AT_ONCE);
+        settle(3, 50);
+        assert!(pace.expected(1000) > PREPARED_AT_ONCE, "not forgotten at once");
+        settle(40, 50);
+        assert!(pace.expected(1000) <= PREPARED_AT_ONCE);
+    }
 }

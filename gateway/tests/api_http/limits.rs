@@ -46,7 +46,10 @@ async fn requests_a_minute_are_counted_told_and_refused() {
     assert_eq!(refused.status, 429);
     let error = refused.error();
     assert_eq!((&error["type"], &error["code"]), (&json!("requests"), &json!("rate_limit_exceeded")));
-    assert_eq!(error["message"], "rate limit reached on requests per minute: limit 2, remaining 0, asked for 1");
+    assert_eq!(
+        error["message"],
+        "rate limit reached on requests per minute: limit 2, remaining 0, asked for 1"
+    );
     assert_eq!(number(&refused, "x-ratelimit-remaining-requests"), 0);
     assert!((29..=30).contains(&number(&refused, "retry-after")), "{:?}", refused.headers);
     assert!((29_000..=30_000).contains(&number(&refused, "retry-after-ms")));
@@ -75,7 +78,11 @@ async fn tokens_a_minute_are_reserved_and_settled() {
     let small = limited(None, Some(5));
     let refused = small.chat(json!({})).await;
     assert_eq!((refused.status, refused.error()["type"].as_str()), (429, Some("tokens")));
-    assert!(refused.error()["message"].as_str().unwrap().starts_with("request too large"), "{}", refused.text);
+    assert!(
+        refused.error()["message"].as_str().unwrap().starts_with("request too large"),
+        "{}",
+        refused.text
+    );
     assert_eq!(refused.header("retry-after"), "", "waiting would not help");
     assert_eq!(small.taken().len(), 0);
 }
@@ -137,7 +144,9 @@ async fn a_header_shortens_the_deadline_and_cannot_lengthen_it() {
 #[tokio::test]
 async fn a_plain_chunk_is_what_the_wire_types_say() {
     let server = Server::new(Script::Says("a\"\n\u{1}é"));
-    for fields in [json!({"stream": true}), json!({"stream": true, "stream_options": {"include_usage": true}})] {
+    for fields in
+        [json!({"stream": true}), json!({"stream": true, "stream_options": {"include_usage": true}})]
+    {
         // With log probabilities every chunk goes through the wire types; without, the parts that stay are kept.
         let mut scored = fields.clone();
         scored["logprobs"] = json!(true);

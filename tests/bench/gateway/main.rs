@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! cargo build --release && cargo build --release -p rocmforge-tests --examples
-//! target/release/examples/gateway_overhead [first|token|flood|paced]
+//! target/release/examples/gateway_overhead [floor|first|token|flood|paced]
 //! ```
+//! - `floor`: what `token` would be without a gateway: the same bytes from a thread straight to the same client.
 //! - `first`: one request at a time, from the request's last byte written to the first token read; all of it is
 //!   charged to the gateway, the client's and the stub's own share included.
 //! - `token`: one stream, a token every 2 ms, from the stub's clock before it writes to the client's after it reads.
@@ -13,16 +14,19 @@
 
 mod load;
 
-use harness::load::{Answer, quantile};
+use harness::load::{Answer, now_ns, quantile};
 use harness::{Server, ServerOptions, binary};
 use load::{request, run};
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Events of an answer that hold no token: the role, the finish reason and `[DONE]`.
 const OTHER_EVENTS: usize = 3;
 const STREAMS: usize = 256;
+/// From token to token of one stream.
+const STEP: Duration = Duration::from_millis(2);
 const PROMPT: &str = "Please tell me about cats and about dogs and about cats and about dogs and about cats \
                       and about dogs and about cats and about dogs and about cats";
 
@@ -82,7 +86,7 @@ fn latencies(stamps: &Path, answers: &[Answer]) -> Vec<u64> {
 fn token() {
     let folder = tempfile::tempdir().expect("temporary directory");
     let stamps = folder.path().join("stamps");
-    let (_server, address) = start(2000, Some(&stamps));
+    let (_server, address) = start(STEP.as_micros() as u64, Some(&stamps));
     let mut answers = Vec::new();
     run(address, &request(PROMPT, 1000), (1, 4, Duration::from_secs(60)), |answer| {
         check(&answer, 1000);
@@ -91,6 +95,39 @@ fn token() {
     let mut latencies = latencies(&stamps, &answers);
     println!(
         "token  tokens {} per_token_us p50 {} p99 {}",
+        latencies.len(),
+        quantile(&mut latencies, 0.5) / 1000,
+        quantile(&mut latencies, 0.99) / 1000
+    );
+}
+
+/// The same client and the same bytes as in [`token`], one hop.
+fn floor() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    let server = std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().expect("the client connects");
+        socket.set_nodelay(true).expect("option");
+        let mut request = [0; 4096];
+        let _ = socket.read(&mut request).expect("a request");
+        socket.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").expect("written");
+        let event = format!("data: {}\n\n", "x".repeat(249));
+        let chunk = format!("{:x}\r\n{event}\r\n", event.len());
+        let mut stamps = Vec::new();
+        for _ in 0..2000 {
+            std::thread::sleep(STEP);
+            stamps.push(now_ns());
+            socket.write_all(chunk.as_bytes()).expect("written");
+        }
+        socket.write_all(b"0\r\n\r\n").expect("written");
+        stamps
+    });
+    let mut came = Vec::new();
+    run(address, &request(PROMPT, 1), (1, 1, Duration::ZERO), |answer| came = answer.events_ns);
+    let sent = server.join().expect("stamps");
+    let mut latencies: Vec<u64> = sent.iter().zip(&came).map(|(sent, came)| came - sent).collect();
+    println!(
+        "floor  tokens {} per_token_us p50 {} p99 {}",
         latencies.len(),
         quantile(&mut latencies, 0.5) / 1000,
         quantile(&mut latencies, 0.99) / 1000
@@ -163,7 +200,9 @@ fn cpu_s(pid: i32) -> f64 {
 
 fn main() {
     let modes: Vec<String> = std::env::args().skip(1).collect();
-    for (name, mode) in [("first", first as fn()), ("token", token), ("flood", flood), ("paced", paced)] {
+    for (name, mode) in
+        [("floor", floor as fn()), ("first", first), ("token", token), ("flood", flood), ("paced", paced)]
+    {
         if modes.is_empty() || modes.iter().any(|one| one == name) {
             mode();
         }
