@@ -370,3 +370,6 @@ impl Core {
         self.changed();
     }
 }
+
+#[cfg(test)]
+mod tests;
