@@ -105,6 +105,17 @@ impl SubmitError {
         }
     }
 
+    /// A word for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::EmptyPrompt | Self::PromptTooLong { .. } => "invalid",
+            Self::NoWorker { .. } => "no_worker",
+            Self::QueueFull { .. } => "queue_requests",
+            Self::QueueTokensFull { .. } => "queue_tokens",
+            Self::Draining => "draining",
+        }
+    }
+
     /// Whether the client should be told to slow down (429) rather than that the service is away (503).
     pub fn is_overload(&self) -> bool {
         matches!(self, Self::QueueFull { .. } | Self::QueueTokensFull { .. })
@@ -124,20 +135,21 @@ pub(crate) struct Waiting {
 #[derive(Debug)]
 pub(crate) struct Admission {
     limits: QueueLimits,
+    /// When a request last ended, if others waited then: only such a pause says how fast the queue moves.
     last_finish: Option<Instant>,
     finish_interval: Duration,
 }
 
 /// Weight of the newest interval between two finished requests in their mean: about the last ten count.
 const INTERVAL_WEIGHT: f64 = 0.1;
-/// Mean interval assumed before anything has finished, and the most a pause between requests counts for.
-const INTERVAL_MAX: Duration = Duration::from_secs(1);
+/// Mean interval assumed before anything has finished.
+const INTERVAL_FIRST: Duration = Duration::from_secs(1);
 /// Bounds of what a client is told to wait; beyond a minute nobody plans.
 const RETRY_AFTER_S: std::ops::RangeInclusive<u64> = 1..=60;
 
 impl Admission {
     pub(crate) fn new(limits: QueueLimits) -> Self {
-        Self { limits, last_finish: None, finish_interval: INTERVAL_MAX }
+        Self { limits, last_finish: None, finish_interval: INTERVAL_FIRST }
     }
 
     pub(crate) fn limits(&self) -> &QueueLimits {
@@ -170,14 +182,14 @@ impl Admission {
             || (waiting.requests > 0 && waiting.tokens >= self.limits.tokens)
     }
 
-    /// A request ended and made room.
-    pub(crate) fn finished(&mut self, now: Instant) {
+    /// A request ended and made room; `waiting` is what waits now.
+    pub(crate) fn finished(&mut self, now: Instant, waiting: Waiting) {
         if let Some(last) = self.last_finish {
-            let interval = now.saturating_duration_since(last).min(INTERVAL_MAX);
+            let interval = now.saturating_duration_since(last);
             self.finish_interval =
                 self.finish_interval.mul_f64(1.0 - INTERVAL_WEIGHT) + interval.mul_f64(INTERVAL_WEIGHT);
         }
-        self.last_finish = Some(now);
+        self.last_finish = (waiting.requests > 0).then_some(now);
     }
 
     /// When the queue will have moved by half, at the pace measured.
@@ -218,15 +230,19 @@ mod tests {
             |admission: &Admission| admission.check(waiting, 1).unwrap_err().retry_after().unwrap().as_secs();
         assert_eq!(told(&admission), 50);
         let mut now = Instant::now();
-        for _ in 0..100 {
-            now += Duration::from_millis(100);
-            admission.finished(now);
-        }
+        let mut finish = |admission: &mut Admission, interval, waiting| {
+            for _ in 0..100 {
+                now += interval;
+                admission.finished(now, waiting);
+            }
+        };
+        finish(&mut admission, Duration::from_millis(100), waiting);
         assert_eq!(told(&admission), 6, "about 5 s at ten requests a second");
-        for _ in 0..100 {
-            now += Duration::from_secs(3_600);
-            admission.finished(now);
-        }
-        assert_eq!(told(&admission), 50, "idle time counts for no more than the longest interval");
+        finish(&mut admission, Duration::from_secs(3_600), Waiting::default());
+        // The first of those pauses had begun with others waiting.
+        finish(&mut admission, Duration::from_millis(100), waiting);
+        assert_eq!(told(&admission), 6, "idle time says nothing of the pace");
+        finish(&mut admission, Duration::from_secs(5), waiting);
+        assert_eq!(told(&admission), 60, "beyond a minute nobody plans");
     }
 }

@@ -4,6 +4,7 @@ use super::answer::prompt_error;
 use super::body::HeldBody;
 use super::client::Caller;
 use super::{ApiState, MODEL_ID_ALWAYS};
+use crate::fleet::SubmitError;
 use crate::generation::{Generation, GenerationRequest};
 use crate::metrics;
 use crate::openai::{ApiError, ErrorKind, GenerationFields};
@@ -62,7 +63,7 @@ impl ApiState {
     /// Reads a body. Where no request would be taken now, that is said before any work is done for it.
     pub(super) async fn read(&self, body: Body) -> Result<HeldBody, ApiError> {
         let body = self.bodies.read(body).await?;
-        self.source.room()?;
+        self.source.room().map_err(not_taken)?;
         Ok(body)
     }
 
@@ -163,7 +164,7 @@ impl ApiState {
             priority: caller.client.rank(fields.priority),
             deadline,
         };
-        let generation = Generation::start(self.source.as_ref(), tokenizer, &request)?;
+        let generation = Generation::start(self.source.as_ref(), tokenizer, &request).map_err(not_taken)?;
         Ok(generation.charging(reservation))
     }
 
@@ -178,6 +179,11 @@ impl ApiState {
     pub(super) fn answered_model(&self, asked: &str) -> String {
         if asked == MODEL_ID_ALWAYS { self.settings.model_id.clone() } else { asked.to_owned() }
     }
+}
+
+fn not_taken(error: SubmitError) -> ApiError {
+    metrics::rejected(error.reason());
+    error.into()
 }
 
 fn unprepared() -> ApiError {

@@ -241,7 +241,7 @@ impl State {
             Err(error) => error.code(),
         };
         metrics::counter!("rocmforge_requests_ended_total", "outcome" => outcome).increment(1);
-        self.admission.finished(Instant::now());
+        self.admission.finished(Instant::now(), self.ledger.waiting());
         self.cancel_in_worker(ended.id, ended.placement);
         let event = match ended.outcome {
             Ok(reason) => FleetEvent::Finished { reason, timings, attempts: ended.submissions },
