@@ -8,7 +8,7 @@ use shared::telemetry::init_tracing;
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = init_tracing(|name| std::env::var(name).ok()) {
+    if let Err(error) = init_tracing(|name| cli.variable(name)) {
         eprintln!("rocmforge: {}", one_line(&error));
         return ExitCode::Configuration.into();
     }

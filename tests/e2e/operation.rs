@@ -192,6 +192,36 @@ fn a_stopped_worker_is_replaced_within_the_limit_in_every_state() {
     assert_eq!(text(&chunks), undisturbed);
 }
 
+/// A fault that strikes in the first of the worker's lives only.
+fn once(folder: &tempfile::TempDir, fault: &str) -> ServerOptions {
+    let fault = format!("{fault}@once={}", folder.path().join("struck").display());
+    ServerOptions::args(&["--hang-timeout", "1"]).env("ROCMFORGE_FAULT", &fault)
+}
+
+#[test]
+fn a_worker_stopped_while_it_loads_is_replaced_within_the_limit() {
+    let folder = tempfile::tempdir().expect("temporary directory");
+    let server = Server::start(&once(&folder, "hang@load"));
+    poll("loading", || (server.health()["workers"][0]["state"] == "loading").then_some(()));
+    kill(Pid::from_raw(server.worker_pids()[0]), Signal::SIGSTOP).expect("the worker runs");
+    server.wait_ready();
+    let health = server.health();
+    assert_eq!(health["workers"][0]["last_exit"], "no answer for 1s (signal 9 (SIGKILL))", "{health}");
+}
+
+#[test]
+fn a_hung_engine_is_found_though_its_process_answers() {
+    let folder = tempfile::tempdir().expect("temporary directory");
+    let server = Server::ready(&once(&folder, "hang@step=40"));
+    let mut stream = Stream::open(&server.at("/v1/completions"), &completion(3));
+    let chunks = stream.rest();
+    assert!(stream.done, "the stream broke off: {:?}", chunks.last());
+    assert_eq!(text(&chunks), text(&Stream::open(&server.at("/v1/completions"), &completion(3)).rest()));
+    let health = server.health();
+    let expected = "no progress for 1s while computing (signal 9 (SIGKILL))";
+    assert_eq!(health["workers"][0]["last_exit"], expected, "{health}");
+}
+
 #[test]
 fn sockets_of_a_killed_gateway_are_removed_by_the_next() {
     let folder = tempfile::tempdir().expect("temporary directory");

@@ -48,6 +48,8 @@ impl ServerClient {
             .arg("--model")
             .arg(model)
             .env("ROCMFORGE_API_KEY", &key)
+            // The model is this command's own choice.
+            .env_remove("ROCMFORGE_ATTACH")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

@@ -73,6 +73,17 @@ pub enum CliError {
     Command(#[from] CommandError),
 }
 
+impl Cli {
+    /// A variable that is needed before the command runs: how to log. A file that stands in for variables is read for
+    /// `serve`; what is wrong with it is the command's to say.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        match &self.command {
+            Command::Serve(args) => serve::Sources::read(args).unwrap_or_default().variable(name),
+            _ => std::env::var(name).ok(),
+        }
+    }
+}
+
 impl CliError {
     /// The process's exit code.
     pub fn exit_code(&self) -> ExitCode {

@@ -24,7 +24,7 @@ use nix::sys::signal::Signal as NixSignal;
 use nix::unistd::getppid;
 use shared::cores::{allowed_cores, physical_cores};
 use shared::error::ExitCode;
-use shared::telemetry::{LOG_LEVEL_VARIABLE, TelemetryError, set_log_level};
+use shared::telemetry::TelemetryError;
 use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -273,14 +273,12 @@ pub fn run(args: &ServeArgs) -> Result<(), ServeError> {
     };
     let sources = Sources::read(args)?;
     let config = sources.config(args)?;
-    if let Some(level) = sources.variable(LOG_LEVEL_VARIABLE) {
-        set_log_level(&level)?;
-    }
     let runtime = tokio::runtime::Runtime::new().map_err(system("async runtime"))?;
     runtime.block_on(serve(args, &sources, config, audience))
 }
 
 /// Where settings come from besides flags: the environment, and the file that fills its gaps.
+#[derive(Default)]
 pub(super) struct Sources {
     file: EnvFile,
 }

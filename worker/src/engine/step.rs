@@ -82,11 +82,11 @@ impl Draw<'_> {
 impl<F: Forward> Engine<F> {
     /// Computes one plan and reports it.
     pub(super) fn step(&mut self) -> Result<(), EngineError> {
+        self.activity.enter(Phase::Computing);
         let plan = self.scheduler.plan(self.budget.tokens());
         if self.faults.is_some() && self.inject_faults(&plan) == Injected::NothingToCompute {
             return Ok(());
         }
-        self.activity.enter(Phase::Computing);
         let started = Instant::now();
         for chunk in &plan.chunks {
             if let Some(timeline) = self.timelines.get_mut(&chunk.rank) {
