@@ -41,7 +41,7 @@ pub struct ServeArgs {
     #[arg(long)]
     pub socket: PathBuf,
     /// GGUF file (any part of a split one).
-    #[arg(long)]
+    #[arg(long, env = "ROCMFORGE_GGUF")]
     pub model: PathBuf,
     /// Positions a sequence can have; default: what the model was trained for, at most 8192.
     #[arg(long, env = "ROCMFORGE_CTX_SIZE", value_parser = clap::value_parser!(u32).range(1..))]
