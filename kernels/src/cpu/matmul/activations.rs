@@ -3,8 +3,8 @@
 //! Each block of 32 or 256 columns becomes signed codes within ±127 under one f32 scale, with the exact sums
 //! the weight formats need. It depends on the values of its own block alone, so a token row quantizes to the
 //! same bits in any batch. Written by [`quantize_rows`], once per input for all the weights that read it; read
-//! by `tile`. Blocks of a tile of token rows (see [`tiles`]) are interleaved: all rows' block 0, then all rows'
-//! block 1, so that a kernel walks one stream whatever the tile's width.
+//! by `tile`. Blocks of a tile of [`TILE_TOKENS`] token rows (the last tile may have fewer) are interleaved: all
+//! rows' block 0, then all rows' block 1, so that a kernel walks one stream whatever the tile's width.
 
 use super::TILE_TOKENS;
 use crate::KernelError;
@@ -160,11 +160,6 @@ impl QuantizedRows {
     pub fn cols(&self) -> usize {
         self.cols
     }
-}
-
-/// The tiles that `rows` token rows are cut into: (first row, width), all of the full width but the last.
-pub(crate) fn tiles(rows: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..rows).step_by(TILE_TOKENS).map(move |start| (start, TILE_TOKENS.min(rows - start)))
 }
 
 /// Quantizes token rows. Shapes: `x` [rows, cols] f32, row-major.

@@ -184,6 +184,19 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn load_f32(self, values: &[f32; 16]) -> Floats {
+        let (low, high) = values.split_at(8);
+        // SAFETY: twice 32 bytes behind references; see the impl.
+        unsafe { [_mm256_loadu_ps(low.as_ptr()), _mm256_loadu_ps(high.as_ptr())] }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Floats, b: Floats) -> Floats {
+        // SAFETY: see the impl.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
     fn mul(self, a: Floats, b: Floats) -> Floats {
         // SAFETY: see the impl.
         unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }

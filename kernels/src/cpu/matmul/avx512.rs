@@ -16,6 +16,15 @@ impl Avx512 {
     }
 }
 
+/// No instruction, but one that the compiler does not move past its like.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn in_order(mut value: __m512i) -> __m512i {
+    // SAFETY: it does nothing.
+    unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
 // SAFETY of every block below: a value of `Avx512` exists only where its instructions do; loads and stores go
 // through references to arrays of the width of the access.
 impl Lanes for Avx512 {
@@ -106,6 +115,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn in_order(self, value: __m512i) -> __m512i {
+        // SAFETY: see the impl.
+        unsafe { in_order(value) }
+    }
+
+    #[inline(always)]
     fn to_f32(self, values: __m512i) -> __m512 {
         // SAFETY: see the impl.
         unsafe { _mm512_cvtepi32_ps(values) }
@@ -121,6 +136,18 @@ impl Lanes for Avx512 {
     fn splat(self, value: f32) -> __m512 {
         // SAFETY: see the impl.
         unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load_f32(self, values: &[f32; 16]) -> __m512 {
+        // SAFETY: 64 bytes behind a reference; see the impl.
+        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the impl.
+        unsafe { _mm512_add_ps(a, b) }
     }
 
     #[inline(always)]

@@ -47,12 +47,22 @@ pub(crate) trait Lanes: Copy {
     /// `sum + a * b`; the caller knows that it does not overflow.
     fn multiply_add(self, a: Self::I32, b: Self::I32, sum: Self::I32) -> Self::I32;
 
+    /// `value` itself; the compiler leaves the order in which values pass through here alone.
+    #[inline(always)]
+    fn in_order(self, value: Self::I32) -> Self::I32 {
+        value
+    }
+
     /// Rounded to nearest even.
     fn to_f32(self, values: Self::I32) -> Self::F32;
     /// Half precision bits, widened.
     fn halves(self, bits: &[u16; 16]) -> Self::F32;
     /// `value` in every lane.
     fn splat(self, value: f32) -> Self::F32;
+    /// The lanes of `values`.
+    fn load_f32(self, values: &[f32; 16]) -> Self::F32;
+    /// `a + b`.
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a * b`.
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a * b + sum`, rounded once.

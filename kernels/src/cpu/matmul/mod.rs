@@ -11,6 +11,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 pub(crate) mod lanes;
+mod output;
 mod portable;
 pub(crate) mod tile;
 
@@ -25,7 +26,8 @@ use crate::cpu::matrix::formats::Format as TileFormat;
 use crate::cpu::matrix::layout::GROUP_ROWS;
 use crate::cpu::matrix::with_format;
 use crate::cpu::{Cpu, DisjointMut, Matrix};
-use activations::{ActivationBlock, tiles};
+use activations::ActivationBlock;
+use output::Columns;
 use std::ops::Range;
 use tile::TILE_TOKENS;
 
@@ -166,9 +168,10 @@ impl<'a> Job<'a> {
         let x = &x.f32[tokens.start * x.cols..tokens.end * x.cols];
         let done = weight.multiply_groups(cpu, x, groups.clone(), &mut products);
         debug_assert!(done.is_ok(), "lengths were checked before the region");
-        for (token, products) in tokens.zip(products.chunks_exact(groups.len())) {
-            for (group, products) in groups.clone().zip(products) {
-                self.write(token, group, products);
+        for (i, group) in groups.clone().enumerate() {
+            let out = self.columns(tokens.start, group);
+            for (token, products) in products.chunks_exact(groups.len()).enumerate() {
+                out.put_array(token, &products[i]);
             }
         }
     }
@@ -188,37 +191,32 @@ impl<'a> Job<'a> {
             let first = groups.start;
             let groups: Vec<_> = groups.filter_map(|group| self.weight.group::<F>(group)).collect();
             let panel = amx::Panel { x, tokens: tokens.len() };
-            let put = |token, group, products: &_| self.write(tokens.start + token, first + group, products);
+            let put = |token, group, products: &_| {
+                self.columns(tokens.start, first + group).put_array(token, products);
+            };
             // SAFETY: an `Isa` inside a `Cpu` is present on this processor.
             unsafe { amx::multiply::<F>(&groups, &panel, put) };
             return;
         }
-        let mut products = tile::TileOut::default();
         for group in groups {
             let Some(weights) = self.weight.group::<F>(group) else { return };
-            for (start, width) in tiles(tokens.len()) {
-                let products = &mut products[..width];
-                tile::multiply::<F>(cpu.isa(), &weights, &x[start * blocks..][..width * blocks], products);
-                for (t, products) in products.iter().enumerate() {
-                    self.write(tokens.start + start + t, group, products);
-                }
-            }
+            let out = self.columns(tokens.start, group);
+            tile::multiply::<F>(cpu, &weights, &x[..tokens.len() * blocks], tokens.len(), &out);
         }
     }
 
-    /// Writes one token row's products with one group, bias first.
-    fn write(&self, token: usize, group: usize, products: &[f32; GROUP_ROWS]) {
-        let rows = self.weight.rows();
+    /// Where the products of `group` with the token rows from `first_token` on go.
+    fn columns(&self, first_token: usize, group: usize) -> Columns<'_> {
+        let stride = self.weight.rows();
         let first = group * GROUP_ROWS;
-        let at = token * rows + first;
-        // SAFETY: each (token row, group) is computed by one thread, and their outputs do not overlap.
-        let out = unsafe { self.out.slice(at..at + (rows - first).min(GROUP_ROWS)) };
-        for (i, out) in out.iter_mut().enumerate() {
-            let value = self.bias.map_or(products[i], |bias| products[i] + bias[first + i]);
-            *out = match self.accumulate {
-                Accumulate::Set => value,
-                Accumulate::Add => *out + value,
-            };
+        let rows = (stride - first).min(GROUP_ROWS);
+        Columns {
+            out: &self.out,
+            stride,
+            start: first_token * stride + first,
+            rows,
+            bias: self.bias.map(|bias| &bias[first..first + rows]),
+            accumulate: self.accumulate,
         }
     }
 }

@@ -13,18 +13,16 @@
 
 use super::activations::{Block32, Block256};
 use super::lanes::Lanes;
+use super::output::Columns;
 use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2::Avx2, avx512::Avx512};
-use crate::cpu::Isa;
 use crate::cpu::matrix::formats::Format;
-use crate::cpu::matrix::layout::{Codes, GROUP_ROWS, ScaleHead, ScaleMinHead, SubMinHead, SubScaleHead};
+use crate::cpu::matrix::layout::{Codes, ScaleHead, ScaleMinHead, SubMinHead, SubScaleHead};
+use crate::cpu::{Cpu, Isa};
 
 /// Token rows in the widest tile: the rows of an AMX tile.
 pub(crate) const TILE_TOKENS: usize = 16;
-
-/// The outputs of a tile, one array of 16 weight rows per token row.
-pub(crate) type TileOut = [[f32; GROUP_ROWS]; TILE_TOKENS];
 
 /// The weights of one group of 16 rows, a pair of entries per block.
 pub(crate) struct Group<'a, F: Format> {
@@ -32,76 +30,90 @@ pub(crate) struct Group<'a, F: Format> {
     pub(crate) heads: &'a [F::Head],
 }
 
-/// Fills the first `width` rows of `out` with the products of `group` and the interleaved token blocks `x`.
-/// `isa` is present on this processor; `x` holds `width` blocks per block of the group.
+/// Multiplies `group` with `tokens` token rows, whose blocks lie in tiles (see `activations`), into `out`.
 pub(crate) fn multiply<F: Format>(
-    isa: Isa,
+    cpu: &Cpu,
     group: &Group<'_, F>,
     x: &[F::Activation],
-    out: &mut [[f32; 16]],
+    tokens: usize,
+    out: &Columns<'_>,
 ) {
-    debug_assert_eq!(x.len(), group.heads.len() * out.len());
-    match isa {
-        // SAFETY: the caller passes an instruction set that is present.
+    debug_assert_eq!(x.len(), group.heads.len() * tokens);
+    match cpu.isa() {
+        // SAFETY: an `Isa` inside a `Cpu` is present on this processor.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Amx => unsafe { multiply_avx512(group, x, out) },
+        Isa::Avx512 | Isa::Amx => unsafe { multiply_avx512(group, x, tokens, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { multiply_avx2(group, x, out) },
-        _ => multiply_with(Portable, group, x, out),
+        Isa::Avx2 => unsafe { multiply_avx2(group, x, tokens, out) },
+        _ => multiply_with(Portable, group, x, tokens, out),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn multiply_avx512<F: Format>(group: &Group<'_, F>, x: &[F::Activation], out: &mut [[f32; 16]]) {
+fn multiply_avx512<F: Format>(group: &Group<'_, F>, x: &[F::Activation], tokens: usize, out: &Columns<'_>) {
     // SAFETY: this function runs only where its features are.
-    multiply_with(unsafe { Avx512::assume() }, group, x, out);
+    multiply_with(unsafe { Avx512::assume() }, group, x, tokens, out);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn multiply_avx2<F: Format>(group: &Group<'_, F>, x: &[F::Activation], out: &mut [[f32; 16]]) {
+fn multiply_avx2<F: Format>(group: &Group<'_, F>, x: &[F::Activation], tokens: usize, out: &Columns<'_>) {
     // SAFETY: this function runs only where its features are.
-    multiply_with(unsafe { Avx2::assume() }, group, x, out);
+    multiply_with(unsafe { Avx2::assume() }, group, x, tokens, out);
 }
 
-/// Walks a tile in strips of as many token rows as the registers hold, narrower ones at its end.
+/// Walks the tiles in strips of as many token rows as the registers hold, narrower ones at the end of the last.
 #[inline(always)]
 fn multiply_with<L: Lanes, F: Format>(
     lanes: L,
     group: &Group<'_, F>,
     x: &[F::Activation],
-    out: &mut [[f32; 16]],
+    tokens: usize,
+    out: &Columns<'_>,
 ) {
-    let width = out.len();
-    let mut first = 0;
-    while first < width {
-        let (x, out) = (&x[first..], &mut out[first..]);
-        first += match width - first {
-            8.. if L::TOKENS >= 8 => multiply_strip::<L, F, 8>(lanes, group, (x, width), out),
-            4.. if L::TOKENS >= 4 => multiply_strip::<L, F, 4>(lanes, group, (x, width), out),
-            2.. if L::TOKENS >= 2 => multiply_strip::<L, F, 2>(lanes, group, (x, width), out),
-            _ => multiply_strip::<L, F, 1>(lanes, group, (x, width), out),
+    let mut token = 0;
+    while token < tokens {
+        let tile = token - token % TILE_TOKENS;
+        let width = TILE_TOKENS.min(tokens - tile);
+        let strip = Strip { x: &x[tile * group.heads.len() + token % TILE_TOKENS..], width, token };
+        token += match tile + width - token {
+            8.. if L::TOKENS >= 8 => multiply_strip::<L, F, 8>(lanes, group, &strip, out),
+            4.. if L::TOKENS >= 4 => multiply_strip::<L, F, 4>(lanes, group, &strip, out),
+            2.. if L::TOKENS >= 2 => multiply_strip::<L, F, 2>(lanes, group, &strip, out),
+            _ => multiply_strip::<L, F, 1>(lanes, group, &strip, out),
         };
     }
 }
 
-/// Multiplies `T` token rows, the first of each `stride` blocks, and returns `T`.
+/// Some neighbouring token rows of a tile.
+struct Strip<'a, A> {
+    /// From the first one's first block on.
+    x: &'a [A],
+    /// Token rows of the tile: the blocks from one column of blocks to the next.
+    width: usize,
+    /// The first one's place in the panel.
+    token: usize,
+}
+
+/// Multiplies `T` token rows and returns `T`.
 #[inline(always)]
 fn multiply_strip<L: Lanes, F: Format, const T: usize>(
     lanes: L,
     group: &Group<'_, F>,
-    (x, stride): (&[F::Activation], usize),
-    out: &mut [[f32; 16]],
+    strip: &Strip<'_, F::Activation>,
+    out: &Columns<'_>,
 ) -> usize {
     let mut acc = [lanes.splat(0.0); T];
-    for ((codes, head), x) in group.codes.iter().zip(group.heads).zip(x.chunks(stride)) {
-        let Some(x) = x.first_chunk::<T>() else { break };
-        F::accumulate(lanes, codes, head, x, &mut acc);
+    let mut x = strip.x;
+    for (codes, head) in group.codes.iter().zip(group.heads) {
+        let Some(blocks) = x.first_chunk::<T>() else { break };
+        F::accumulate(lanes, codes, head, blocks, &mut acc);
+        x = x.get(strip.width..).unwrap_or_default();
     }
-    for (acc, out) in acc.iter().zip(out) {
-        lanes.store(*acc, out);
+    for (t, acc) in acc.into_iter().enumerate() {
+        out.put(lanes, strip.token + t, acc);
     }
     T
 }
@@ -119,6 +131,17 @@ macro_rules! for_each_quad {
 fn prefetch<L: Lanes, C: Codes, const T: usize>(lanes: L, codes: &C) {
     if T >= 4 {
         codes.prefetch(lanes);
+    }
+}
+
+/// Keeps the products of different token rows alternating, as they are written. Left alone the compiler orders them
+/// such that few sums are under way at a time, and the processor waits for them.
+#[inline(always)]
+fn keep_order<L: Lanes, const T: usize>(lanes: L, dot: &mut [L::I32; T]) {
+    if T > 2 {
+        for dot in dot {
+            *dot = lanes.in_order(*dot);
+        }
     }
 }
 
@@ -158,6 +181,7 @@ pub(crate) fn accumulate_scaled_around_128<L: Lanes, C: Codes, const T: usize>(
         for t in 0..T {
             dot[t] = lanes.dot4_around_128(dot[t], quad, x[t].codes[J]);
         }
+        keep_order(lanes, &mut dot);
     });
     add_scaled(lanes, head, x, &dot, acc);
 }
@@ -189,6 +213,7 @@ fn dot_step<L: Lanes, C: Codes, const T: usize>(
         for t in 0..T {
             dot[t] = lanes.dot4(dot[t], quad, x[t].codes[J]);
         }
+        keep_order(lanes, dot);
     });
 }
 
@@ -210,6 +235,7 @@ pub(crate) fn accumulate_sub_min<L: Lanes, C: Codes, const T: usize>(
             for t in 0..T {
                 dot[t] = lanes.dot4(dot[t], quad, x[t].codes[8 * j + J]);
             }
+            keep_order(lanes, &mut dot);
         });
         let sub_scale = lanes.widen_u8(sub_scale);
         for t in 0..T {
@@ -240,6 +266,7 @@ pub(crate) fn accumulate_sub_scale<L: Lanes, C: Codes, const T: usize>(
             for t in 0..T {
                 dot[t] = lanes.dot4(dot[t], quad, x[t].codes[8 * j + J]);
             }
+            keep_order(lanes, &mut dot);
         });
         let sub_scale = lanes.widen_i8(&sub_scales[0]);
         for t in 0..T {
@@ -251,6 +278,7 @@ pub(crate) fn accumulate_sub_scale<L: Lanes, C: Codes, const T: usize>(
             for t in 0..T {
                 dot[t] = lanes.dot4(dot[t], quad, x[t].codes[8 * j + J]);
             }
+            keep_order(lanes, &mut dot);
         });
         let sub_scale = lanes.widen_i8(&sub_scales[1]);
         for t in 0..T {
