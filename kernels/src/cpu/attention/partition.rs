@@ -409,7 +409,10 @@ fn add_columns<S: Simd, V: KvElement, const R: usize, const C: usize>(
     for token in tokens {
         let [value, next] = values;
         let value = &value[token * vectors + first..][..C];
-        for (column, next) in next[token * vectors + first..][..C].iter().enumerate() {
+        // In order of addresses, unlike the loads: then the processor's own prefetching runs ahead, which keeps
+        // more lines in flight than these requests can.
+        let ahead = first * BLOCK_TOKENS + token * C;
+        for (column, next) in next[ahead..][..C].iter().enumerate() {
             if starts_line::<V>(column) {
                 s.prefetch(next);
             }

@@ -21,6 +21,9 @@ const TOKEN_PAIRS: usize = BLOCK_TOKENS / 2;
 /// Blocks whose values are added before the sums go back to memory.
 const BLOCKS_PER_PASS: usize = 4;
 
+/// Sixteen lanes of two codes.
+type Codes = [[i8; 2]; LANES];
+
 /// Computes the records of one partition from keys and values stored in q8_0.
 pub(super) struct QuantizedPartition<'a> {
     pub(super) tiles: QuantizedTiles<'a>,
@@ -42,14 +45,19 @@ impl Kernel for QuantizedPartition<'_> {
         let mut block = blocks.start;
         while block < blocks.end {
             let left = blocks.end - block;
-            let ahead = |by: usize| tile((block + by).min(blocks.end - 1));
+            let at = |ahead: usize| tile(block + ahead);
+            // After the keys come the values.
+            let next = |ahead: usize| {
+                if ahead < left { at(ahead).key_codes } else { tile(blocks.start).value_codes }
+            };
             let scores = &mut scores[block * BLOCK_TOKENS..];
             let done = match left {
                 4.. if pairs <= 2 => {
-                    queries.score(s, [0, 1, 2, 3].map(ahead), [4, 5, 6, 7].map(ahead), scores)
+                    let next = [next(4), next(5), next(6), next(7)];
+                    queries.score(s, [at(0), at(1), at(2), at(3)], next, scores)
                 }
-                2.. if pairs < 8 => queries.score(s, [0, 1].map(ahead), [2, 3].map(ahead), scores),
-                _ => queries.score(s, [ahead(0)], [ahead(1)], scores),
+                2.. if pairs < 8 => queries.score(s, [at(0), at(1)], [next(2), next(3)], scores),
+                _ => queries.score(s, [at(0)], [next(1)], scores),
             };
             for (block, scales) in (block..).zip(&mut value_scales[block..block + done]) {
                 s.store(s.load_f16(tile(block).value_scales), scales);
@@ -73,7 +81,8 @@ impl Kernel for QuantizedPartition<'_> {
         let mut sums = vec![s.zero_integers(); pairs * vectors];
         while first < blocks.end {
             let count = BLOCKS_PER_PASS.min(blocks.end - first);
-            weights.add_values(s, first..first + count, tile, &mut sums);
+            let values = |block: usize| tile(block.min(blocks.end - 1)).value_codes;
+            weights.add_values(s, first..first + count, values, &mut sums);
             first += count;
         }
         let records = work.part.chunks_exact_mut(work.record.len());
@@ -141,7 +150,7 @@ impl Queries {
         &self,
         s: S,
         tiles: [QuantizedTile<'_>; B],
-        next: [QuantizedTile<'_>; B],
+        next: [&[Codes]; B],
         scores: &mut [f32],
     ) -> usize {
         let mut pair = 0;
@@ -163,7 +172,7 @@ impl Queries {
         &self,
         s: S,
         tiles: [QuantizedTile<'_>; B],
-        next: [QuantizedTile<'_>; B],
+        next: [&[Codes]; B],
         pair: usize,
         scores: &mut [f32],
     ) {
@@ -178,7 +187,7 @@ impl Queries {
                 let wide = keys.map(|keys| s.load_pairs(unsafe { keys.get_unchecked(d) }));
                 if d % 2 == 0 {
                     for next in &next {
-                        s.prefetch(&next.key_codes[d]);
+                        s.prefetch(&next[d]);
                     }
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
@@ -248,20 +257,20 @@ impl Weights {
         s.sum(defect)
     }
 
-    /// Adds the values of some blocks to `sums` `[pairs, vectors of dimensions]`.
+    /// Adds the `values` of some blocks to `sums` `[pairs, vectors of dimensions]`.
     #[inline(always)]
     fn add_values<'a, S: Simd>(
         &self,
         s: S,
         blocks: std::ops::Range<usize>,
-        tile: impl Fn(usize) -> QuantizedTile<'a>,
+        values: impl Fn(usize) -> &'a [Codes],
         sums: &mut [S::I],
     ) {
-        let mut values: [&[[[i8; 2]; LANES]]; BLOCKS_PER_PASS] = [&[]; BLOCKS_PER_PASS];
-        for (values, block) in values.iter_mut().zip(blocks.clone()) {
-            *values = tile(block).value_codes;
+        let mut held: [[&[Codes]; 2]; BLOCKS_PER_PASS] = [[&[]; 2]; BLOCKS_PER_PASS];
+        for (held, block) in held.iter_mut().zip(blocks.clone()) {
+            *held = [values(block), values(block + BLOCKS_PER_PASS)];
         }
-        let pass = Pass { values: &values[..blocks.len()], first_pair: blocks.start * TOKEN_PAIRS };
+        let pass = Pass { values: &held[..blocks.len()], first_pair: blocks.start * TOKEN_PAIRS };
         let pairs = self.scales.len();
         let vectors = sums.len() / pairs;
         let mut pair = 0;
@@ -280,9 +289,9 @@ impl Weights {
     }
 }
 
-/// The values of some neighbouring blocks.
+/// The values of some neighbouring blocks, each with those to fetch ahead.
 struct Pass<'a> {
-    values: &'a [&'a [[[i8; 2]; LANES]]],
+    values: &'a [[&'a [Codes]; 2]],
     /// First pair of positions in the partition.
     first_pair: usize,
 }
@@ -319,8 +328,15 @@ impl Pass<'_> {
         for (held, sums) in held.iter_mut().zip(sums.chunks_exact(vectors)) {
             held.copy_from_slice(&sums[first..first + C]);
         }
-        for (values, block_pair) in self.values.iter().zip((self.first_pair..).step_by(TOKEN_PAIRS)) {
-            for (values, pair) in values.chunks_exact(vectors).zip(block_pair..PARTITION / 2) {
+        for ([values, next], block_pair) in self.values.iter().zip((self.first_pair..).step_by(TOKEN_PAIRS)) {
+            // In order of addresses, unlike the loads: see `partition`.
+            let next = next[first * TOKEN_PAIRS..].chunks_exact(C);
+            let rows = values.chunks_exact(vectors).zip(next);
+            for ((values, next), pair) in rows.zip(block_pair..PARTITION / 2) {
+                s.prefetch(&next[0]);
+                if C == 4 {
+                    s.prefetch(&next[2]);
+                }
                 let values = &values[first..first + C];
                 let mut wide = [s.load_pairs(&values[0]); C];
                 for (wide, values) in wide.iter_mut().zip(values) {
