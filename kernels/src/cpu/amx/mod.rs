@@ -23,12 +23,7 @@ pub(crate) use presence::{Absent, presence};
 
 use crate::cpu::Isa;
 
-/// Fewest token rows that go through tiles. Expanding the codes costs the same for one row as for 64, and a tile
-/// product for one row as for 16. Not measured: no processor with AMX was at hand; counting instructions,
-/// AVX-512 is ahead below about 6 token rows. Bits do not depend on it.
-const FEWEST_TOKENS: usize = 8;
-
-/// Whether `tokens` token rows are multiplied through tiles.
-pub(crate) fn pays(isa: Isa, tokens: usize) -> bool {
-    isa == Isa::Amx && tokens >= FEWEST_TOKENS
+/// Whether `tokens` token rows are multiplied with weights of `F` through tiles. Bits do not depend on it.
+pub(crate) fn pays<F: TileFormat>(isa: Isa, tokens: usize) -> bool {
+    isa == Isa::Amx && tokens >= F::FEWEST_TOKENS
 }

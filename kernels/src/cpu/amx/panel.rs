@@ -41,6 +41,10 @@ pub(crate) trait TileFormat: Format {
     const CHUNK_BLOCKS: usize;
     /// Tiles of token rows in a unit.
     const UNIT_TOKEN_TILES: usize;
+    /// Fewest token rows that go through tiles: expanding the codes costs the same for one row as for 64, and a
+    /// tile product for one row as for 16. Not measured with tiles, since no processor with AMX was at hand; the
+    /// vector work beside them alone, timed on Zen 4, falls behind the AVX-512 path below this number.
+    const FEWEST_TOKENS: usize;
 
     /// Expands the codes of up to `CHUNK_BLOCKS` blocks.
     fn expand(lanes: Avx512, codes: &[Self::Codes], heads: &[Self::Head], planes: &mut Planes);

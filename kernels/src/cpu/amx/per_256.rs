@@ -210,6 +210,7 @@ macro_rules! tile_format {
             const DEPTH: Depth = Depth::Full;
             const CHUNK_BLOCKS: usize = 1;
             const UNIT_TOKEN_TILES: usize = 2;
+            const FEWEST_TOKENS: usize = 8;
 
             #[inline(always)]
             fn expand(lanes: Avx512, codes: &[Self::Codes], heads: &[$head], planes: &mut Planes) {

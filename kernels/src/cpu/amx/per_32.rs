@@ -78,6 +78,7 @@ macro_rules! tile_format {
             const DEPTH: Depth = Depth::Half;
             const CHUNK_BLOCKS: usize = BLOCKS;
             const UNIT_TOKEN_TILES: usize = 1;
+            const FEWEST_TOKENS: usize = 16;
 
             #[inline(always)]
             fn expand(lanes: Avx512, codes: &[Self::Codes], _heads: &[$head], planes: &mut Planes) {

@@ -187,7 +187,7 @@ impl<'a> Job<'a> {
         let held = [x.per32, x.per256].into_iter().flatten().find_map(F::Activation::of);
         let Some(x) = held.map(|x| &x[tokens.start * blocks..]) else { return };
         #[cfg(target_arch = "x86_64")]
-        if amx::pays(cpu.isa(), tokens.len()) {
+        if amx::pays::<F>(cpu.isa(), tokens.len()) {
             let first = groups.start;
             let groups: Vec<_> = groups.filter_map(|group| self.weight.group::<F>(group)).collect();
             let panel = amx::Panel { x, tokens: tokens.len() };
