@@ -181,6 +181,7 @@ fn a_stopped_worker_is_replaced_within_the_limit_in_every_state() {
     server.wait_ready();
     let health = server.health();
     assert_eq!(health["workers"][0]["last_exit"], "no answer for 1s (signal 9 (SIGKILL))", "{health}");
+    assert_eq!(health["workers"][0]["restarts"], 1, "one that answers is left alone: {health}");
     // Busy.
     let url = server.at("/v1/completions");
     let undisturbed = text(&Stream::open(&url, &completion(3)).rest());

@@ -121,7 +121,7 @@ pub async fn status(args: &StatusArgs) -> Result<String, CommandError> {
             "worker {id}: {state}, {} requests, restarts {}",
             worker["in_flight"], worker["restarts"]
         );
-        for (name, value) in [("pid", &worker["pid"]), ("last exit", &worker["last_exit"])] {
+        for (name, value) in [("pid", &worker["pid"]), ("last exit:", &worker["last_exit"])] {
             if !value.is_null() {
                 let _ = write!(lines, ", {name} {}", text(value));
             }

@@ -110,7 +110,8 @@ impl Watchdog {
         if now < self.next_ping {
             return Verdict::Quiet;
         }
-        self.next_ping = now + self.timing.ping_interval;
+        // An idle worker shows nothing but its answers, so a short limit needs frequent pings.
+        self.next_ping = now + self.timing.ping_interval.min(self.timing.hang / LOOKS_MIN);
         self.nonce += 1;
         Verdict::Ping(self.nonce)
     }
@@ -184,6 +185,26 @@ mod tests {
         for hour in 1..=3 {
             let now = start + Duration::from_secs(hour * 3600);
             assert_eq!(watchdog.check(now, Engine::Serving, vitals), Verdict::Ping(hour));
+        }
+    }
+
+    #[test]
+    fn an_idle_worker_is_asked_often_enough_for_a_short_limit() {
+        let hang = Duration::from_millis(500);
+        let timing = SupervisorTiming { hang, ..SupervisorTiming::default() };
+        assert!(timing.ping_interval > hang);
+        let mut now = Instant::now();
+        let mut watchdog = Watchdog::new(timing, now);
+        let mut vitals = Vitals::default();
+        for _ in 0..200 {
+            match watchdog.check(now, Engine::Serving, vitals) {
+                Verdict::Ping(_) => {
+                    (vitals.pongs, vitals.heartbeats) = (vitals.pongs + 1, vitals.heartbeats + 1)
+                }
+                Verdict::Quiet => {}
+                Verdict::Hung(words) => panic!("{words}"),
+            }
+            now += Watchdog::look_period(&timing);
         }
     }
 

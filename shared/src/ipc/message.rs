@@ -131,7 +131,7 @@ pub enum FromWorker {
         error: String,
     },
     /// Answer to `Ping` from beside the engine, at once: what the engine's thread does and how often it got on with
-    /// it. That this answer comes shows a living process; only a change of `progress` shows a living engine.
+    /// it. Sent unasked as well while the engine has no room for what comes. That it comes shows a living process; only a change of `progress` shows a living engine.
     Heartbeat {
         /// What the engine's thread is doing.
         phase: Phase,

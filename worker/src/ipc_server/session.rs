@@ -13,6 +13,7 @@ use shared::ipc::transport::{Connection, Receiver, Sender};
 use shared::ipc::{FrameError, FromWorker, ToWorker};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -20,6 +21,8 @@ use tokio::task::JoinHandle;
 const INBOUND_MAX: usize = 16;
 /// Shortest time between two `Loading` messages.
 const LOADING_INTERVAL: Duration = Duration::from_millis(100);
+/// Time between two heartbeats that nobody asked for; the shortest limit a gateway may set is five times that.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
 /// Time for the last messages to reach a gateway that may not be reading.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -232,8 +235,20 @@ impl Driver {
                 Some(ToWorker::Hello { .. }) => return tracing::warn!("gateway sent a second hello"),
                 None => return,
             };
-            if loaded.events.send(event).await.is_err() {
+            if self.hand_over(&loaded.events, event).await.is_err() {
                 return;
+            }
+        }
+    }
+
+    /// Gives the engine an event as soon as it has room. Pings cannot be read meanwhile, so what the engine does is
+    /// told unasked: a long step before a full channel is no hang.
+    async fn hand_over(&self, events: &mpsc::Sender<Event>, event: Event) -> Result<(), SendError<()>> {
+        loop {
+            tokio::select! {
+                biased;
+                permit = events.reserve() => return permit.map(|permit| permit.send(event)),
+                () = tokio::time::sleep(HEARTBEAT_INTERVAL) => drop(self.out.try_send(self.heartbeat())),
             }
         }
     }
