@@ -380,7 +380,7 @@ fn op(workers: usize) -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
     fn nothing_is_lost_and_only_what_crashes_workers_fails(

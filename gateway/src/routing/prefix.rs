@@ -147,6 +147,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         #[test]
         fn the_table_is_bounded_and_keeps_what_is_used(used in 1usize..50, flood in 1usize..20_000) {
             let mut table = PrefixTable::default();
