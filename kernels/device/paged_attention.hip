@@ -25,6 +25,11 @@ struct Range {
 
 RF_INLINE float minus_infinity() { return bit_cast<float>(0xff800000u); }
 
+/// What is known of a pair's scores in a partition.
+struct State {
+  float highest, sum;
+};
+
 /// The tile, partition and table that a block of threads works on.
 struct Work {
   AttentionTile tile;
@@ -90,8 +95,8 @@ RF_INLINE void score(const AttentionArgs& a, const Work& work, Range range, cons
 
 RF_INLINE float greater_score(float a, float b) { return a > b ? a : b; }
 
-/// Turns the products of one pair into weights, sixteen lanes a pair; `state` gets greatest score and sum.
-RF_INLINE void softmax(const AttentionArgs& a, Range range, float* scores, float* state) {
+/// Turns the products of one pair into weights, sixteen lanes a pair. All of them get greatest score and sum.
+RF_INLINE State softmax(const AttentionArgs& a, Range range, float* scores) {
   u32 lane = thread_index() % BLOCK_TOKENS;
   u32 first = range.start / BLOCK_TOKENS, last = (range.end + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
   float highest = minus_infinity();
@@ -117,10 +122,7 @@ RF_INLINE void softmax(const AttentionArgs& a, Range range, float* scores, float
   sum += shuffle_xor<4>(sum);
   sum += shuffle_xor<2>(sum);
   sum += shuffle_xor<1>(sum);
-  if (state && lane == 0) {
-    state[0] = highest;
-    state[1] = sum;
-  }
+  return {highest, sum};
 }
 
 /// Copies the values of the block of tokens `block` of the partition to `to`, all threads together.
@@ -211,8 +213,10 @@ RF_INLINE void paged_attention(const AttentionArgs& a) {
   if (thread_index() < PAIRS * BLOCK_TOKENS) {
     u32 pair = thread_index() / BLOCK_TOKENS;
     bool exists = pair < work.tile.pairs;
-    float* state = exists ? record_of<PAIRS>(a, block_x(), work.kv_head, pair) + padded_dim(a.head_dim) : nullptr;
-    softmax(a, exists ? seen(a, work, pair) : Range{0, 0}, scores + pair * PARTITION, state);
+    State state = softmax(a, exists ? seen(a, work, pair) : Range{0, 0}, scores + pair * PARTITION);
+    if (exists && thread_index() % BLOCK_TOKENS == 0) {
+      *(f32x2*)(record_of<PAIRS>(a, block_x(), work.kv_head, pair) + padded_dim(a.head_dim)) = {state.highest, state.sum};
+    }
   }
   add_values<T, PAIRS, DIM>(a, work, range, staging, scores);
 }

@@ -25,6 +25,9 @@ pub struct DeviceBuffer<T: Pod> {
     holds: PhantomData<T>,
 }
 
+// SAFETY: it owns device memory, which any thread may free, and copies go through a stream.
+unsafe impl<T: Pod> Send for DeviceBuffer<T> {}
+
 impl<T: Pod> DeviceBuffer<T> {
     /// No elements and no memory.
     pub(super) fn empty() -> Self {
@@ -36,6 +39,7 @@ impl<T: Pod> DeviceBuffer<T> {
         let bytes = len.saturating_mul(size_of::<T>());
         let mut start = ptr::null_mut();
         if bytes > 0 {
+            gpu.choose()?;
             // SAFETY: writes one pointer to a place that lives.
             let status = unsafe { ffi::hipMalloc(&raw mut start, bytes) };
             if status == OUT_OF_MEMORY {

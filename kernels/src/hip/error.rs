@@ -66,6 +66,12 @@ pub enum HipError {
         /// Architectures that would work, comma-separated.
         available: String,
     },
+    /// Something that no device kernel does yet.
+    #[error("the kernels for gpus know no {what}")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+    },
     /// Arguments that do not fit together.
     #[error(transparent)]
     Arguments(#[from] KernelError),

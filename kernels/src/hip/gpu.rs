@@ -1,13 +1,14 @@
 //! [`Gpu`]: a device with its kernels loaded and a stream to give it work, and how a kernel is launched.
 //!
-//! Every operation on a device takes it first. It belongs to the thread that opened it, since the runtime binds the
-//! chosen device to a thread.
+//! Every operation on a device takes it first. It may move to another thread: the runtime chooses a device per
+//! thread, so allocations and launches choose it again where the thread has changed.
 
 use bytemuck::Pod;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int};
 use std::ptr;
+use std::thread::{self, ThreadId};
 
 use super::ffi::{self, check};
 use super::stream::Stream;
@@ -26,7 +27,13 @@ pub struct Gpu {
     functions: RefCell<HashMap<String, ffi::RawFunction>>,
     /// Index lists of the kernels that take one, in turn: the stream keeps their order.
     indices: RefCell<DeviceBuffer<u32>>,
+    /// The thread for which the device was chosen last.
+    chosen_for: Cell<ThreadId>,
 }
+
+// SAFETY: the runtime's handles may be used by any thread, one at a time, that has chosen their device; `choose` does
+// that before every call that asks for it.
+unsafe impl Send for Gpu {}
 
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -93,7 +100,8 @@ impl Gpu {
         })?;
         let (stream, functions) = (Stream::new()?, RefCell::default());
         let indices = RefCell::new(DeviceBuffer::empty());
-        Ok(Gpu { index, name, architecture, stream, module, functions, indices })
+        let chosen_for = Cell::new(thread::current().id());
+        Ok(Gpu { index, name, architecture, stream, module, functions, indices, chosen_for })
     }
 
     /// The index the runtime knows it by.
@@ -140,6 +148,17 @@ impl Gpu {
         Ok(buffer)
     }
 
+    /// Makes this the device of the calling thread.
+    pub(super) fn choose(&self) -> Result<(), HipError> {
+        let here = thread::current().id();
+        if self.chosen_for.get() != here {
+            // SAFETY: takes a number, that of a device opened before.
+            check("hipSetDevice", unsafe { ffi::hipSetDevice(self.index as c_int) })?;
+            self.chosen_for.set(here);
+        }
+        Ok(())
+    }
+
     /// Puts a list of indices where the next kernel finds it, and gives its address, good until the next call.
     pub(super) fn place_indices(&self, indices: &[u32]) -> Result<u64, HipError> {
         let mut buffer = self.indices.borrow_mut();
@@ -180,6 +199,7 @@ impl Gpu {
         if x == 0 || y == 0 {
             return Ok(());
         }
+        self.choose()?;
         let function = self.function(name)?;
         let mut parameters = [ptr::from_ref(args).cast_mut().cast()];
         // SAFETY: one parameter, which the runtime copies before it returns; the rest is the caller's promise.

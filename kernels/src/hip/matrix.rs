@@ -33,7 +33,8 @@ impl Matrix {
         raw: &[u8],
         copied: &mut dyn FnMut(usize),
     ) -> Result<Matrix, HipError> {
-        let format = Format::of(ty).ok_or(KernelError::NotQuantized)?;
+        let format = Format::of(ty)
+            .ok_or_else(|| HipError::Unsupported { what: format!("weights of type {}", ty.name()) })?;
         let row_bytes = ty.row_bytes(cols)?;
         let expected = row_bytes.saturating_mul(rows);
         if raw.len() != expected {

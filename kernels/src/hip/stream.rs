@@ -11,6 +11,9 @@ pub struct Stream {
     raw: ffi::RawStream,
 }
 
+// SAFETY: the runtime takes a stream from any thread, one at a time.
+unsafe impl Send for Stream {}
+
 impl Stream {
     pub(super) fn new() -> Result<Stream, HipError> {
         let mut raw = ptr::null_mut();

@@ -1,16 +1,20 @@
 //! What a device must be able to do: a couple of dozen fused operations over device-resident data.
 //!
 //! The model's forward pass is written once over [`Backend`]; `cpu` serves, `reference` is the plain-arithmetic
-//! oracle that tests (and `--device reference`) compare with, `hip` joins them later. An operation and its kernel
-//! carry the same name. What holds always (promise P3): every output row depends on its own input row, its own
+//! oracle that tests (and `--device reference`) compare with, `hip` (with the cargo feature) is an AMD GPU. An
+//! operation and its kernel carry the same name. What holds always (promise P3): every output row depends on its own input row, its own
 //! sequence's cache and the weights alone, bit for bit, whatever else is in the batch.
 //!
 //! Shapes: `Rows` is f32 `[rows, width]`, row-major, where `rows` is what the producing operation was given.
 
 mod cpu;
+#[cfg(feature = "hip")]
+mod hip;
 mod reference;
 
 pub use cpu::CpuBackend;
+#[cfg(feature = "hip")]
+pub use hip::HipBackend;
 pub use reference::ReferenceBackend;
 
 use crate::batch::Batch;
@@ -28,6 +32,15 @@ pub enum BackendError {
         operation: &'static str,
         /// The kernel's words.
         source: KernelError,
+    },
+    /// The GPU or its runtime.
+    #[cfg(feature = "hip")]
+    #[error("{operation}: {source}")]
+    Hip {
+        /// The operation of [`Backend`].
+        operation: &'static str,
+        /// What failed, by the name of the call.
+        source: Box<kernels::hip::HipError>,
     },
     /// A tensor's type has no kernel here.
     #[error("tensor {tensor} has type {kind}, which the {backend} backend cannot compute with")]

@@ -2,6 +2,7 @@
 //! `rocmforge logits|bench|inspect --tensor` run, since only the worker can compute.
 
 pub mod bench;
+mod gpu;
 pub mod logits;
 mod npy;
 mod placement;
@@ -9,6 +10,8 @@ pub mod serve;
 pub mod tensor;
 
 use crate::activity::Activity;
+#[cfg(feature = "hip")]
+use crate::backend::HipBackend;
 use crate::backend::{BackendError, CpuBackend, KvType, ReferenceBackend};
 use crate::batch::{Batch, Forward};
 use crate::model::{CacheBudget, Model, ModelError, Opened};
@@ -144,6 +147,8 @@ impl CommandError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Model { source: ModelError::Backend(BackendError::Kernel { .. }), .. } => ExitCode::Runtime,
+            #[cfg(feature = "hip")]
+            Self::Model { source: ModelError::Backend(BackendError::Hip { .. }), .. } => ExitCode::Runtime,
             Self::Model { .. } => ExitCode::ModelFile,
             Self::Configuration(_) => ExitCode::Configuration,
             Self::Runtime(_) => ExitCode::Runtime,
@@ -164,6 +169,9 @@ pub type AnyModel = Box<dyn Forward<Error = ModelError> + Send>;
 pub enum AnyBackend {
     /// The CPU.
     Cpu(CpuBackend),
+    /// A GPU.
+    #[cfg(feature = "hip")]
+    Hip(Box<HipBackend>),
     /// The oracle.
     Reference(ReferenceBackend),
 }
@@ -198,8 +206,11 @@ impl DeviceArgs {
 
     /// Makes the backend.
     pub fn backend(&self) -> Result<AnyBackend, CommandError> {
+        if let Some(backend) = gpu::open(self.device)? {
+            return Ok(backend);
+        }
         match self.device {
-            Device::Auto | Device::Cpu => {
+            Device::Auto | Device::Cpu | Device::Hip => {
                 let isa = self.isa()?;
                 let cpu = match self.placement()? {
                     Placement::Free(threads) => Cpu::new(isa, threads),
@@ -209,9 +220,6 @@ impl DeviceArgs {
                 Ok(AnyBackend::Cpu(CpuBackend::new(cpu)))
             }
             Device::Reference => Ok(AnyBackend::Reference(ReferenceBackend)),
-            Device::Hip => Err(CommandError::Configuration(
-                "--device hip: this build has no HIP backend yet; use --device cpu or auto".to_owned(),
-            )),
         }
     }
 
@@ -224,7 +232,9 @@ impl DeviceArgs {
                 let wanted = opened.kv_blocks(CacheBudget { kv_type, bytes: 0 }, context_tokens) as u64
                     * block_bytes
                     * CACHED_CONTEXTS_DEFAULT;
-                wanted.min(available_memory_bytes() / CACHE_MEMORY_DIVISOR)
+                let available = gpu::cache_bytes(self.device, opened)
+                    .unwrap_or_else(|| available_memory_bytes() / CACHE_MEMORY_DIVISOR);
+                wanted.min(available)
             },
             |mib| u64::from(mib) << 20,
         );
@@ -247,6 +257,8 @@ impl AnyBackend {
         progress: &mut dyn FnMut(crate::model::LoadProgress),
     ) -> Result<(AnyModel, u64), ModelError> {
         match self {
+            #[cfg(feature = "hip")]
+            Self::Hip(backend) => boxed(opened.load(*backend, kv_blocks, kv_type, progress)?),
             Self::Cpu(backend) => boxed(opened.load(backend, kv_blocks, kv_type, progress)?),
             Self::Reference(backend) => boxed(opened.load(backend, kv_blocks, kv_type, progress)?),
         }

@@ -186,6 +186,9 @@ fn end_with_parent(parent: i32) -> Result<(), CommandError> {
 }
 
 fn device_info(args: &DeviceArgs) -> Result<DeviceInfo, CommandError> {
+    if let Some((name, memory_total_bytes)) = super::gpu::info(args.device) {
+        return Ok(DeviceInfo { backend: "hip".to_owned(), name, units: 1, memory_total_bytes });
+    }
     let backend = match args.device {
         Device::Reference => "reference",
         Device::Auto | Device::Cpu | Device::Hip => "cpu",

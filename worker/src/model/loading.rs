@@ -66,6 +66,11 @@ impl Opened {
         }
     }
 
+    /// Bytes of all tensors in the file.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.gguf.tensors().map(|tensor| tensor.bytes as u64).sum()
+    }
+
     /// KV blocks that fit `budget`, at least those of one full sequence of `context_tokens` rounded up.
     pub fn kv_blocks(&self, budget: CacheBudget, context_tokens: u32) -> usize {
         let block_bytes = self.spec.cache_shape(1, budget.kv_type).block_bytes() as u64;
@@ -81,7 +86,7 @@ impl Opened {
         kv_type: KvType,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Model<B>, ModelError> {
-        let total_bytes = self.gguf.tensors().map(|tensor| tensor.bytes as u64).sum();
+        let total_bytes = self.tensor_bytes();
         let mut done_bytes = 0;
         let weights = Weights::load(&backend, &self.gguf, &self.spec, &mut |bytes| {
             done_bytes += bytes;

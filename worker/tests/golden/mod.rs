@@ -24,20 +24,32 @@ pub(crate) struct Tolerance {
 /// A backend with its settings.
 #[derive(Clone, Copy)]
 pub(crate) struct Runner {
-    /// `None` is the reference backend.
+    /// `None` is the reference backend, or the GPU.
     isa: Option<Isa>,
+    /// The first GPU, or the stand-in for one.
+    hip: bool,
     pub(crate) kv_type: KvType,
 }
 
 impl fmt::Display for Runner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.hip {
+            return write!(f, "gpu with {:?} cache", self.kv_type);
+        }
         write!(f, "{:?} with {:?} cache", self.isa, self.kv_type)
     }
 }
 
 impl Runner {
     pub(crate) fn reference() -> Self {
-        Self { isa: None, kv_type: KvType::F32 }
+        Self { isa: None, hip: false, kv_type: KvType::F32 }
+    }
+
+    /// The GPU, as `--device hip` takes it.
+    #[cfg(feature = "hip")]
+    #[allow(dead_code, reason = "golden_hip alone uses it")]
+    pub(crate) fn hip(kv_type: KvType) -> Self {
+        Self { isa: None, hip: true, kv_type }
     }
 
     /// The CPU backend, each instruction set with each cache type.
@@ -45,7 +57,7 @@ impl Runner {
         let kinds = [KvType::F32, KvType::F16, KvType::Q8_0];
         Isa::available()
             .into_iter()
-            .flat_map(|isa| kinds.map(|kv_type| Self { isa: Some(isa), kv_type }))
+            .flat_map(|isa| kinds.map(|kv_type| Self { isa: Some(isa), hip: false, kv_type }))
             .collect()
     }
 
@@ -60,7 +72,7 @@ impl Runner {
     }
 
     pub(crate) fn best_with(kv_type: KvType) -> Self {
-        Self { isa: Some(Isa::detect()), kv_type }
+        Self { isa: Some(Isa::detect()), hip: false, kv_type }
     }
 
     pub(crate) fn reference_and_best() -> Vec<Self> {
@@ -81,6 +93,11 @@ impl Runner {
 
     fn load(&self, path: &std::path::Path, blocks: usize) -> AnyModel {
         let opened = model::open(path).expect("golden model opens");
+        #[cfg(feature = "hip")]
+        if self.hip {
+            let backend = worker::backend::HipBackend::open(0).expect("a gpu");
+            return Box::new(opened.load(backend, blocks, self.kv_type, &mut |_| ()).expect("loads"));
+        }
         match self.isa {
             None => {
                 Box::new(opened.load(ReferenceBackend, blocks, self.kv_type, &mut |_| ()).expect("loads"))
