@@ -2,8 +2,8 @@
 # Builds the stand-in for the HIP runtime: kernels/emulator/build.sh OUT [plain|sanitize]
 # OUT then works as HIP_PATH (OUT/include, OUT/lib). Needs clang 19 or newer; CLANG names another one.
 set -euo pipefail
+out=$(realpath -m "${1:?where to put it}")
 cd "$(dirname "$0")"
-out=${1:?where to put it}
 kind=${2:-plain}
 clang=${CLANG:-clang++-19}
 
