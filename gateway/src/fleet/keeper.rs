@@ -112,9 +112,11 @@ pub(super) async fn run(post: Post, mut orders: mpsc::Receiver<Order>) {
 impl Keeper {
     /// Waits for the next thing that concerns the machine.
     async fn next_event(&mut self, orders: &mut mpsc::Receiver<Order>) -> Event {
+        // Kept over reports: a stuck engine's process may go on reporting oftener than it is looked at.
+        let mut looked = Instant::now();
         loop {
             let state = self.machine.state();
-            let look = self.look_period(state);
+            let look = self.look_period(state).map(|period| looked + period);
             let deadline = self.machine.deadline();
             tokio::select! {
                 biased;
@@ -129,7 +131,8 @@ impl Keeper {
                 },
                 exit = wait(&mut self.process) => return Event::Exited(exit),
                 () = sleep_until(deadline) => return Event::Tick,
-                () = tokio::time::sleep(look.unwrap_or_default()), if look.is_some() => {
+                () = sleep_until(look) => {
+                    looked = Instant::now();
                     if let Some(event) = self.look(state) {
                         return event;
                     }

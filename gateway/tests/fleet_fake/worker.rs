@@ -54,6 +54,8 @@ enum Script {
     FirstGarbage,
     FirstGap,
     FirstHang,
+    /// The engine alone: its process goes on telling that it stands still.
+    FirstStuck,
     /// Ignores SIGTERM.
     Stubborn,
 }
@@ -80,6 +82,7 @@ pub(crate) fn main() {
         Ok("first_garbage") => Script::FirstGarbage,
         Ok("first_gap") => Script::FirstGap,
         Ok("first_hang") => Script::FirstHang,
+        Ok("first_stuck") => Script::FirstStuck,
         Ok("stubborn") => Script::Stubborn,
         _ => Script::Faithful,
     };
@@ -238,6 +241,11 @@ impl Worker {
                     std::future::pending::<()>().await;
                 }
                 Script::FirstHang => std::future::pending::<()>().await,
+                Script::FirstStuck => loop {
+                    let stuck = FromWorker::Heartbeat { phase: Phase::Computing, progress: 7 };
+                    send(write, &stuck).await;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                },
                 _ => {}
             }
         }
