@@ -10,6 +10,7 @@ emulator is in no package registry. Needs numpy.
 
 import ctypes
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -23,10 +24,11 @@ sys.path.append(os.environ["ISA_TOOLS"])
 import numpy as np  # noqa: E402
 import run_hsaco  # noqa: E402
 
-from code_objects import CLANG, FLAGS  # noqa: E402
+from code_objects import CLANG, FLAGS, SUFFIX  # noqa: E402
 
 hip = ctypes.CDLL(str(standin / "lib/libamdhip64.so"))
 random = np.random.default_rng(5)
+doubtful = set()
 
 
 def call(name, *arguments):
@@ -84,6 +86,22 @@ class SplitArguments(run_hsaco.CodeObject):
 run_hsaco.CodeObject = SplitArguments
 
 
+def beyond_emulator(path):
+    """Kernels with an instruction that the emulator reads wrongly on GCN and CDNA: a half from a register past v127,
+    which it takes for the upper half of a lower one, as it would be on RDNA 3."""
+    if not arch.startswith("gfx9"):
+        return set()
+    text = subprocess.run(["llvm-objdump" + SUFFIX, "-d", "--no-show-raw-insn", path], check=True, capture_output=True,
+                          text=True).stdout
+    kernels, name = set(), ""
+    for line in text.splitlines():
+        found = re.match(r"[0-9a-f]+ <(\w+)>:", line)
+        name = found[1] if found else name
+        if re.search(r"v_cvt_f32_f16_e32 v\d+, v(12[89]|1[3-9]\d|2\d\d)\b", line):
+            kernels.add(name)
+    return kernels
+
+
 def agree(image, kernel, grid, fields):
     expected = on_standin(image, kernel, grid, fields)
     SplitArguments.fields = fields
@@ -91,6 +109,9 @@ def agree(image, kernel, grid, fields):
     result = run_hsaco.launch(image, kernel, (*grid, 1), (256, 1, 1), arrays, arch)
     for index, (actual, wanted) in enumerate(zip(result.arrays, expected, strict=True)):
         different = np.flatnonzero(actual.view(np.uint8) != wanted.view(np.uint8))
+        if len(different) and kernel in doubtful:
+            print(f"{arch} {kernel}: NOT PROVED, it has instructions that the emulator reads wrongly", flush=True)
+            return
         if len(different):
             raise SystemExit(f"{arch} {kernel}: array {index} differs in {len(different)} bytes, from {different[0]} on")
     print(f"{arch} {kernel}: agrees", flush=True)
@@ -170,8 +191,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/kernels.hsaco"
         source = Path(__file__).with_name("all.hip")
-        subprocess.run([CLANG, *FLAGS, f"--offload-arch={arch}", str(source), "-o", path], check=True)
+        # The emulator knows no sub-dword selections; without them the compiler uses one instruction more.
+        flags = [*FLAGS, "-mllvm", "-amdgpu-sdwa-peephole=0", f"--offload-arch={arch}"]
+        subprocess.run([CLANG, *flags, str(source), "-o", path], check=True)
         image = Path(path).read_bytes()
+        doubtful.update(beyond_emulator(path))
     rows(image)
     attention(image)
     products(image)

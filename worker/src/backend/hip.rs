@@ -11,7 +11,7 @@ use super::{
 use crate::batch::Batch;
 use crate::model::weights::Tensor;
 use kernels::KernelError;
-use kernels::cpu::{self, AttentionSpan, Gate, KvSlot};
+use kernels::cpu::{self, ActivationFormat, AttentionSpan, Gate, KvSlot};
 use kernels::hip::{
     self, AttentionPlan, AttentionShape, DeviceBuffer, Gpu, HipError, KvCache, KvElement, KvLayout, Norm,
     Rotation, RotationArrays,
@@ -31,12 +31,20 @@ pub struct HipBackend {
 pub struct HipRows {
     device: hip::Rows,
     host: OnceCell<Vec<f32>>,
+    /// The formats that matrices have asked these rows for: what makes the rows next quantizes them on the way.
+    formats: Vec<ActivationFormat>,
 }
 
 impl HipRows {
     fn for_writing(&mut self) -> &mut hip::Rows {
         self.host.take();
         &mut self.device
+    }
+
+    /// The same, with the formats to quantize to.
+    fn for_quantized_writing(&mut self) -> (&mut hip::Rows, &[ActivationFormat]) {
+        self.host.take();
+        (&mut self.device, &self.formats)
     }
 }
 
@@ -112,7 +120,7 @@ impl Backend for HipBackend {
 
     fn rows(&self, width: usize) -> Result<HipRows, BackendError> {
         let device = hip::Rows::new(&self.gpu, width).map_err(failed("rows"))?;
-        Ok(HipRows { device, host: OnceCell::new() })
+        Ok(HipRows { device, host: OnceCell::new(), formats: Vec::new() })
     }
 
     fn allocate_cache(&self, shape: CacheShape) -> Result<KvCache, BackendError> {
@@ -167,7 +175,8 @@ impl Backend for HipBackend {
         out: &mut HipRows,
     ) -> Result<(), BackendError> {
         let norm = Norm { gain, eps };
-        self.gpu.rms_norm(&x.device, norm, out.for_writing(), &[]).map_err(failed("rms_norm"))
+        let (out, formats) = out.for_quantized_writing();
+        self.gpu.rms_norm(&x.device, norm, out, formats).map_err(failed("rms_norm"))
     }
 
     fn head_norm(&self, x: &mut HipRows, gain: &DeviceBuffer<f32>, eps: f32) -> Result<(), BackendError> {
@@ -176,6 +185,10 @@ impl Backend for HipBackend {
 
     fn matmul(&self, x: &mut HipRows, products: &mut [Product<'_, Self>]) -> Result<(), BackendError> {
         for product in products {
+            let format = product.weight.activation_format();
+            if format != ActivationFormat::F32 && !x.formats.contains(&format) {
+                x.formats.push(format);
+            }
             let mut product = hip::Product {
                 weight: product.weight,
                 bias: product.bias,
@@ -224,8 +237,9 @@ impl Backend for HipBackend {
     }
 
     fn gated_activation(&self, gate: &HipRows, up: &HipRows, out: &mut HipRows) -> Result<(), BackendError> {
+        let (out, formats) = out.for_quantized_writing();
         self.gpu
-            .gated_activation(Gate::Silu, (&gate.device, &up.device), out.for_writing(), &[])
+            .gated_activation(Gate::Silu, (&gate.device, &up.device), out, formats)
             .map_err(failed("gated_activation"))
     }
 
