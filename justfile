@@ -1,7 +1,7 @@
 # What a developer runs. CI calls the same commands through .ci/run.
 
 # Everything CI checks.
-check: format lint deny test
+check: format lint deny test gpu
 
 format:
     cargo fmt --all --check
@@ -15,6 +15,10 @@ deny:
 # The README's test command.
 test:
     cargo test --workspace --locked
+
+# The GPU kernels on a stand-in for the HIP runtime (needs clang 19, lld, LLVM's tools and sanitizers).
+gpu:
+    kernels/emulator/test.sh
 
 # The README's start command, on the embedded demo model.
 serve *args:

@@ -1,5 +1,5 @@
 //! What gateway and worker have in common: the GGUF reader, the tokenizer, the protocol between the two
-//! processes, configuration, errors and logging. Imports nothing else of the workspace.
+//! processes, errors and logging. Imports nothing else of the workspace.
 
 pub mod cores;
 pub mod error;

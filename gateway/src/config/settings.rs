@@ -301,7 +301,7 @@ pub const OTHER_VARIABLES: &[[&str; 4]] = &[
         "ROCMFORGE_URL",
         "http://127.0.0.1:8000",
         "https://llm.example.org",
-        "server that the commands generate and models ask",
+        "server that the commands ask: generate, models, status, drain, restart-workers",
     ],
     ["ROCMFORGE_MODELS", "", "/models", "folder whose files the command models lists"],
     [

@@ -1,13 +1,11 @@
 //! How many tokens a step may compute, so that a step takes about a second whatever the machine.
 //!
-//! A step of fixed size would take half a minute for a large model on a slow CPU: every stream would pause that long,
-//! and the gateway, which hears of the engine between steps, would take it for hung. The tokens a request gets do
-//! not depend on the budget (promise P3), only when it gets them.
+//! A step of fixed size would take half a minute for a large model on a slow CPU, and every stream would pause that
+//! long. The tokens a request gets do not depend on the budget (promise P3), only when it gets them.
 
 use std::time::Duration;
 
-/// What a step is allowed to take. A stream that pauses longer reads as stuck, and the gateway's patience for an
-/// engine that shows no sign of life is thirty times this.
+/// What a step is allowed to take. A stream that pauses longer reads as stuck.
 const STEP_TARGET: Duration = Duration::from_secs(1);
 /// The first step's tokens: half of what computes at full speed, and far below the target on any machine in use.
 const TOKENS_AT_START: u32 = 128;
