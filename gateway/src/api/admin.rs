@@ -2,9 +2,12 @@
 //! Orders go to whoever runs the server (`cli::serve`); here they are only let in or refused.
 //!
 //! What holds always: with an admin key, every request must carry it, wherever it comes from. Without one, only a
-//! request that this host's own programs make directly is let in: the peer is a loopback address, `Host` names one,
-//! and nothing says that a proxy or a web page is behind it. So nobody beyond the host can reach these routes without a
-//! key, not through a proxy on the host and not through a browser on it either.
+//! request that a program of our own user or of root makes directly is let in: the peer is a loopback address and a
+//! socket of that user, `Host` names such an address, and nothing says that a proxy or a web page is behind it. The
+//! socket's user is what keeps proxies out that say nothing: nginx by itself adds no header, and sends the `Host` of
+//! its upstream.
+
+mod peer;
 
 use super::answer::{error_response, json};
 use crate::fleet::{RestartError, Restarted};
@@ -50,6 +53,14 @@ pub enum AdminOrder {
     },
 }
 
+/// What speaks for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Voucher {
+    Key,
+    /// Its head; the socket at the other end is yet to be looked at.
+    Loopback(SocketAddr),
+}
+
 /// The way to the operator's routes.
 #[derive(Debug, Clone)]
 pub struct Admin {
@@ -77,16 +88,12 @@ impl Admin {
             .with_state(self.clone())
     }
 
-    fn check(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<(), ApiError> {
+    fn check(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<Voucher, ApiError> {
         let key = *self.key.read().unwrap_or_else(PoisonError::into_inner);
-        match key {
-            Some(key) => check_key(headers, &key),
-            None if is_from_this_host(headers, peer) => Ok(()),
-            None => {
-                let message = "without ROCMFORGE_ADMIN_KEY this route answers only programs on the server's own \
-                               host that ask it directly by a loopback address";
-                Err(ApiError::new(ErrorKind::Authentication, message).code("admin_key_required"))
-            }
+        match (key, peer) {
+            (Some(key), _) => check_key(headers, &key).map(|()| Voucher::Key),
+            (None, Some(Peer(peer))) if is_from_this_host(headers, peer) => Ok(Voucher::Loopback(peer)),
+            (None, _) => Err(stranger()),
         }
     }
 }
@@ -94,9 +101,24 @@ impl Admin {
 async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().copied();
     match admin.check(request.headers(), peer) {
-        Ok(()) => next.run(request).await,
+        Ok(Voucher::Key) => next.run(request).await,
+        Ok(Voucher::Loopback(peer)) if is_trusted(peer).await => next.run(request).await,
+        Ok(Voucher::Loopback(_)) => error_response(&stranger()),
         Err(error) => error_response(&error),
     }
+}
+
+/// Whether a socket at this address of our own host is that of our user, or of root. The kernel's table may be long.
+async fn is_trusted(peer: SocketAddr) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    let look = move || peer::are_owners(peer, |uid| uid == own || uid == 0);
+    tokio::task::spawn_blocking(look).await.unwrap_or(false)
+}
+
+fn stranger() -> ApiError {
+    let message = "without ROCMFORGE_ADMIN_KEY this route answers only programs of the server's own user or of root \
+                   that ask it directly by a loopback address";
+    ApiError::new(ErrorKind::Authentication, message).code("admin_key_required")
 }
 
 async fn drain(State(admin): State<Admin>) -> Response {
@@ -170,14 +192,12 @@ fn check_key(headers: &HeaderMap, key: &[u8; 32]) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorKind::Authentication, message).code("admin_key_required"))
 }
 
-fn is_from_this_host(headers: &HeaderMap, peer: Option<Peer>) -> bool {
+fn is_from_this_host(headers: &HeaderMap, peer: SocketAddr) -> bool {
     let is_behind_something = headers.contains_key(ORIGIN)
         || headers.contains_key(FORWARDED)
         || PROXY_HEADERS.iter().any(|name| headers.contains_key(*name));
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    peer.is_some_and(|Peer(address)| address.ip().to_canonical().is_loopback())
-        && !is_behind_something
-        && names_this_host(host)
+    peer.ip().to_canonical().is_loopback() && !is_behind_something && names_this_host(host)
 }
 
 /// Whether a `Host` header, port and all, names the loopback interface.

@@ -158,6 +158,7 @@ impl ServeConfig {
         let workers = read(SettingName::Workers).number(1, 256)?;
         let attached = read(SettingName::Attach).paths()?;
         let admin_key = (surroundings.variable)(ADMIN_KEY_VARIABLE).filter(|key| !key.is_empty());
+        let admin_key = admin_key.map(|key| key_of_variable(ADMIN_KEY_VARIABLE, &key)).transpose()?;
         let threads = match read(SettingName::Threads) {
             Value { text: None, .. } => (surroundings.cores / workers).max(1),
             value => value.number(1, 1024)?,
@@ -196,7 +197,7 @@ impl ServeConfig {
             attached,
             hang_timeout: read(SettingName::HangTimeout).seconds(0.5, 3600.0)?,
             worker_cpus: read(SettingName::WorkerCpus).worker_cpus(workers)?,
-            admin_key: admin_key.map(Secret::new),
+            admin_key,
             worker_program: worker_program(surroundings.variable, surroundings.executable.as_deref()),
         })
     }
@@ -211,9 +212,25 @@ fn api_keys(
     let mut keys = value.keys()?;
     if !value.from_flag {
         let several = (surroundings.variable)(API_KEYS_VARIABLE).unwrap_or_default();
-        keys.extend(several.split(',').map(str::trim).filter(|key| !key.is_empty()).map(Secret::new));
+        for key in several.split(',').map(str::trim).filter(|key| !key.is_empty()) {
+            keys.push(key_of_variable(API_KEYS_VARIABLE, key)?);
+        }
     }
     Ok(keys)
+}
+
+/// A key that a header can carry: with anything else in it, such as the line break at the end of a mounted file, nobody
+/// would ever be let in.
+fn key_of_variable(variable: &str, key: &str) -> Result<Secret, ConfigError> {
+    if key.chars().all(|c| c.is_ascii_graphic()) {
+        return Ok(Secret::new(key));
+    }
+    Err(ConfigError {
+        origin: variable.to_owned(),
+        value: "(hidden)".to_owned(),
+        reason: "use visible ASCII characters without spaces".to_owned(),
+        from_flag: false,
+    })
 }
 
 /// The worker's executable: the one the variable names, else the sibling of `executable`, which is our own path.

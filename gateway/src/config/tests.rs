@@ -70,6 +70,10 @@ fn refusals_name_origin_value_and_remedy() {
         "--api-key is `(hidden)`: use visible ASCII characters without spaces",
         usage,
     );
+    for (variable, value) in [("ROCMFORGE_ADMIN_KEY", "adm-1\n"), ("ROCMFORGE_API_KEYS", "sk-one,sk two")] {
+        let expected = format!("{variable} is `(hidden)`: use visible ASCII characters without spaces");
+        refused(&[], &[(variable, value)], &expected, ExitCode::Configuration);
+    }
     let configuration = ExitCode::Configuration;
     refused(
         &[],

@@ -46,13 +46,16 @@ pub fn router(state: Arc<ApiState>, options: &RouterOptions) -> Router {
         .route("/v1/chat/completions", post(api::chat_completions))
         .method_not_allowed_fallback(wrong_method)
         .route_layer(middleware::from_fn_with_state(options.keys.clone(), require_key));
+    let admin = options.admin.as_ref().map(Admin::routes).unwrap_or_default();
+    // Routes keep the fallback they had when they were merged.
+    let admin = admin.method_not_allowed_fallback(wrong_method);
     let mut router = Router::new()
         .route("/health", get(api::health))
         .route("/ready", get(api::ready))
         .route("/metrics", get(api::metrics_text))
         .method_not_allowed_fallback(wrong_method)
         .merge(v1)
-        .merge(options.admin.as_ref().map(Admin::routes).unwrap_or_default())
+        .merge(admin)
         .fallback(no_route)
         .with_state(state)
         .layer(CatchPanicLayer::custom(panicked));

@@ -3,7 +3,9 @@
 use crate::scripted::{Script, Server};
 use axum::body::Body;
 use axum::http::Request;
+use gateway::api::Admin;
 use gateway::fleet::{RequestError, SubmitError};
+use gateway::server::RouterOptions;
 use serde_json::{Value, json};
 use shared::ipc::message::Rejection;
 
@@ -120,14 +122,16 @@ async fn bodies_that_are_no_requests_are_refused() {
 
 #[tokio::test]
 async fn unknown_models_routes_and_methods_have_their_errors() {
-    let server = Server::new(Script::Says("x"));
+    let (orders, _) = tokio::sync::mpsc::channel(1);
+    let options = RouterOptions { admin: Some(Admin::new(None, orders)), ..RouterOptions::default() };
+    let server = Server::with_options(Script::Says("x"), &options);
     let answer = server.chat(json!({"model": "gpt-9"})).await;
     assert_eq!((answer.status, answer.error()["code"].clone()), (404, json!("model_not_found")));
     let answer = server.get("/v1/models/gpt-9").await;
     assert_eq!((answer.status, answer.error()["code"].clone()), (404, json!("model_not_found")));
     let answer = server.get("/v1/nothing").await;
     assert_eq!((answer.status, answer.error()["code"].clone()), (404, json!("unknown_route")));
-    for path in ["/v1/chat/completions", "/v1/completions"] {
+    for path in ["/v1/chat/completions", "/v1/completions", "/admin/drain", "/admin/restart-workers"] {
         let answer = server.get(path).await;
         assert_eq!(
             (answer.status, answer.error()["code"].clone()),
