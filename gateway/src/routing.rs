@@ -44,7 +44,7 @@ pub(crate) struct Places {
 /// Whether the workers that take requests are all there will be for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outlook {
-    /// A worker is on its way back, and will be empty.
+    /// A worker is on its way back, and will be empty. One that stays away does not count for ever.
     Returning,
     /// None is.
     Complete,

@@ -323,8 +323,12 @@ impl Core {
         if new != WorkerState::Loading {
             slot.view.loading = None;
         }
-        if !matches!(new, WorkerState::Ready | WorkerState::Draining) {
+        let serves = |state| matches!(state, WorkerState::Ready | WorkerState::Draining);
+        if !serves(new) {
             slot.outbound = None;
+            if serves(old) {
+                slot.away_since = Instant::now();
+            }
         }
         if let Some(reason) = state.hopeless() {
             let error = RequestError::NoWorker { reason };

@@ -17,6 +17,10 @@ use tracing::Span;
 /// How long a worker that refused a request for lack of room is left alone.
 pub(super) const REFUSAL_PAUSE: Duration = Duration::from_millis(20);
 
+/// How long an isolated request waits for an empty worker to come back before another one is emptied for it: most
+/// models load in less. Some workers never come, such as one to attach to that nobody starts.
+pub(super) const RETURN_WAIT: Duration = Duration::from_secs(60);
+
 /// The requests and the workers of one fleet.
 pub(super) struct State {
     pub(super) ledger: Ledger<Consumer>,
@@ -46,6 +50,8 @@ pub(super) struct Slot {
     pub(super) pongs: u64,
     pub(super) useful: bool,
     pub(super) paused_until: Option<Instant>,
+    /// When it served last, or was first to.
+    pub(super) away_since: Instant,
     /// From the limits it announced.
     pub(super) places: Places,
     pub(super) tokens_generated: metrics::Counter,
@@ -76,6 +82,7 @@ impl Slot {
             pongs: 0,
             useful: false,
             paused_until: None,
+            away_since: Instant::now(),
             places: Places { requests: 1, suspects: 1 },
             tokens_generated,
         }
@@ -119,7 +126,7 @@ impl State {
                     places: slot.places,
                 })
                 .collect();
-            let outlook = self.outlook();
+            let outlook = self.outlook(now);
             let Some(decision) = self.router.next(&self.ledger, &candidates, outlook, now) else { return };
             let Decision { id, worker, reason } = decision;
             let slot = &mut self.slots[worker.0 as usize];
@@ -136,12 +143,14 @@ impl State {
         }
     }
 
-    fn outlook(&self) -> Outlook {
+    /// Whether an empty worker may be waited for.
+    pub(super) fn outlook(&self, now: Instant) -> Outlook {
         let returns = |slot: &Slot| {
-            matches!(
+            let is_on_its_way = matches!(
                 slot.view.state,
                 WorkerState::Starting | WorkerState::Loading | WorkerState::Crashed | WorkerState::Backoff
-            )
+            );
+            is_on_its_way && now.saturating_duration_since(slot.away_since) < RETURN_WAIT
         };
         if self.slots.iter().any(returns) { Outlook::Returning } else { Outlook::Complete }
     }

@@ -1,6 +1,8 @@
-//! What delivering tokens costs under the lock.
+//! What delivering tokens costs under the lock, and how long a worker that is away is waited for.
 
+use super::super::state::RETURN_WAIT;
 use super::*;
+use crate::routing::Outlook;
 use futures_util::StreamExt;
 use shared::ids::{Attempt, TokenId};
 use shared::ipc::message::{RequestLimits, TokenEvent};
@@ -89,4 +91,22 @@ fn a_token_costs_less_than_ten_microseconds() {
     let best = (0..3).map(|_| token_ns()).fold(f64::INFINITY, f64::min);
     println!("{best:.0} ns a token");
     assert!(best < 10_000.0, "{best} ns");
+}
+
+#[test]
+fn a_worker_that_stays_away_is_not_waited_for() {
+    let core = Core::new(1, QueueLimits::default());
+    let check = |state: WorkerState, away: Duration, expected: Outlook| {
+        core.set_state(WorkerId(0), state);
+        assert_eq!(core.lock().outlook(Instant::now() + away), expected, "{state} after {away:?}");
+    };
+    let soon = RETURN_WAIT / 2;
+    check(WorkerState::Starting, soon, Outlook::Returning);
+    // One to attach to goes back and forth between these two for ever.
+    check(WorkerState::Backoff, RETURN_WAIT, Outlook::Complete);
+    check(WorkerState::Starting, RETURN_WAIT, Outlook::Complete);
+    check(WorkerState::Ready, soon, Outlook::Complete);
+    check(WorkerState::Crashed, soon, Outlook::Returning);
+    check(WorkerState::Loading, RETURN_WAIT, Outlook::Complete);
+    check(WorkerState::Failed, soon, Outlook::Complete);
 }
