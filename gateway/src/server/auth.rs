@@ -6,6 +6,7 @@ use crate::openai::{ApiError, ErrorKind};
 use crate::rate_limit::{Account, RateLimits};
 use crate::secret::Secret;
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -148,9 +149,12 @@ impl ApiKeys {
             }
         };
         carry(&mut self.anybody, &old.anybody);
+        // Of a key given twice the last one counts, here as in `check`.
+        let known: HashMap<[u8; 32], &Client> =
+            old.keys.iter().map(|key| (key.digest, &key.client)).collect();
         for key in &mut self.keys {
-            if let Some(known) = old.keys.iter().find(|known| known.digest == key.digest) {
-                carry(&mut key.client, &known.client);
+            if let Some(known) = known.get(&key.digest) {
+                carry(&mut key.client, known);
             }
         }
     }

@@ -94,7 +94,7 @@ mod tests {
             "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid".to_owned();
         let (here, elsewhere) = ("0100007F:C350", "0100007F:C351");
         let mapped = "0000000000000000FFFF00000100007F:C350";
-        check(&[header.clone()], false);
+        check(std::slice::from_ref(&header), false);
         check(&[header, line(elsewhere, "01", 33), line(here, "01", 7)], true);
         check(&[line(mapped, "01", 7)], true);
         check(&[line(here, "01", 7), line(here, "01", 33)], false);

@@ -72,3 +72,13 @@ fn a_reload_keeps_what_is_left() {
     ring.replace(ApiKeys::new(&[Secret::new("sk-a")], more));
     assert!(take("sk-a").is_ok(), "new limits begin full");
 }
+
+#[test]
+fn a_reload_knows_a_key_given_twice_by_its_last_line() {
+    let twice = || file("sk-a\nsk-a rpm=1\n").unwrap();
+    let ring = KeyRing::from(twice());
+    let take = || ring.check(Some("Bearer sk-a")).unwrap().account.take_request(Instant::now());
+    assert!(take().is_ok() && take().is_err());
+    ring.replace(twice());
+    assert!(take().is_err(), "not refilled");
+}
