@@ -27,8 +27,9 @@ pub async fn chat_completions(
     state.check_model(&request.model)?;
     ApiState::log_unknown(&request.unknown_fields);
     let ChatRequest { model, messages, template_variables, max_tokens, generation: fields, .. } = request;
-    let prompt =
-        state.prepare("messages", body.len(), move |model| model.chat_prompt(&messages, &template_variables)).await?;
+    let prompt = state
+        .prepare("messages", body.len(), move |model| model.chat_prompt(&messages, &template_variables))
+        .await?;
     drop(body);
     let task = Task { prompts: vec![prompt], max_tokens, fields: &fields, param: "messages" };
     let generation = state.start(task, &caller)?;
