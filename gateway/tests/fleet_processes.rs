@@ -7,14 +7,14 @@ mod fleet_fake;
 mod fleet_poison;
 mod fleet_resume;
 
-use fleet_fake::worker::SEQUENCES;
+use fleet_fake::worker::{POISON_HANG, SEQUENCES};
 use fleet_fake::{PATIENCE, Setup, collect, expected, is_alive, kill, request};
 use futures_util::StreamExt;
 use gateway::fleet::*;
 use nix::sys::signal::Signal;
 use shared::error::Category;
 use shared::ipc::message::FinishReason;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Not a test: the entry of the fake worker's process. See `fleet_fake/worker.sh`.
 #[test]
@@ -138,6 +138,22 @@ async fn a_hung_worker_is_killed_and_its_requests_go_on() {
         let cause = scene.ready().await.workers[0].last_exit.as_ref().expect("remembered").reason();
         assert_eq!(cause, reason);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_hangs_while_it_drains_is_not_waited_for() {
+    const GRACE: Duration = Duration::from_secs(25);
+    let mut setup = Setup { workers: 2, ..Setup::new("faithful") };
+    setup.timing.hang = Duration::from_secs(1);
+    setup.timing.terminate_grace = Duration::from_millis(100);
+    let scene = setup.start();
+    scene.ready().await;
+    let stream = scene.fleet.submit(request(&[POISON_HANG, 1], 5)).expect("taken");
+    scene.noted("hangs").await;
+    let start = Instant::now();
+    let restarted = scene.fleet.restart_workers(GRACE).await.expect("both come back");
+    assert!(restarted.workers.len() == 2 && start.elapsed() < GRACE, "{:?}", start.elapsed());
+    drop(stream);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -154,7 +154,7 @@ impl Keeper {
     fn look(&mut self, state: WorkerState) -> Option<Event> {
         let (core, id) = (&self.post.core, self.post.id);
         let engine = match state {
-            WorkerState::Draining => return (core.requests_of(id) == 0).then_some(Event::Idle),
+            WorkerState::Draining if core.requests_of(id) == 0 => return Some(Event::Idle),
             WorkerState::Loading => Engine::Loading,
             _ => Engine::Serving,
         };
