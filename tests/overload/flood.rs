@@ -12,6 +12,7 @@ use super::wait_settled;
 use harness::load::{Answer, Arrival, Connection, now_ns, post_request, quantile};
 use harness::{Server, ServerOptions};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -94,7 +95,8 @@ fn load(server: &Server, pace: Pace, time: Duration) -> Taken {
     for (index, connection) in (0..).zip(&connections) {
         epoll.add(connection.socket(), EpollEvent::new(EpollFlags::EPOLLIN, index)).expect("epoll");
     }
-    let mut free: Vec<usize> = (0..count).collect();
+    // In turn, so that none is idle until the server's read timeout closes it.
+    let mut free: VecDeque<usize> = (0..count).collect();
     let mut taken = Taken::default();
     let (started, mut due) = (Instant::now(), 0.0);
     let mut buffer = vec![0; 256 * 1024];
@@ -105,13 +107,13 @@ fn load(server: &Server, pace: Pace, time: Duration) -> Taken {
         if let (Pace::Rate(rate), true) = (pace, sending) {
             while due <= elapsed.as_secs_f64() * rate {
                 due += 1.0;
-                match free.pop() {
+                match free.pop_front() {
                     Some(index) => connections[index].send(&request),
                     None => taken.unsent += 1,
                 }
             }
         } else if sending {
-            while let Some(index) = free.pop() {
+            while let Some(index) = free.pop_front() {
                 connections[index].send(&request);
             }
         }
@@ -127,7 +129,7 @@ fn load(server: &Server, pace: Pace, time: Duration) -> Taken {
                 Arrival::Closed => panic!("the server closed a connection"),
                 Arrival::Whole(answer) => {
                     taken.add(&answer);
-                    free.push(index);
+                    free.push_back(index);
                 }
             }
         }
