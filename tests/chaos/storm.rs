@@ -11,15 +11,12 @@ use std::time::{Duration, Instant};
 
 /// Clients at the same time.
 pub const CLIENTS: u64 = 64;
-/// Between two looks for a worker that has requests.
-const LOOK: Duration = Duration::from_millis(5);
-
 /// What happens to a worker, again and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Harm {
     /// Nothing from here.
     None,
-    /// This signal every so often, to one worker chosen at random among those that have requests.
+    /// This signal every so often, to one worker that serves, chosen by chance.
     Signal(Signal, Duration),
 }
 
@@ -28,6 +25,7 @@ pub enum Harm {
 pub struct Outcome {
     /// In the order of the jobs.
     pub visits: Vec<Visit>,
+    /// Those that met a worker with requests.
     pub strikes: u64,
     pub took: Duration,
 }
@@ -64,7 +62,8 @@ fn client(base: &str, next: &AtomicUsize, jobs: &[Job]) -> Vec<(usize, Visit)> {
     std::iter::from_fn(take).map(|(index, job)| (index, visit(&client, base, job))).collect()
 }
 
-/// Strikes at every tick until there is nobody left to notice; how often it did.
+/// Strikes a worker chosen by chance at every tick until there is nobody left to notice; how often it met requests.
+/// It never waits for a worker to have some: struck at once whenever it is placed, no request would ever end.
 fn strike_often(server: &Server, signal: Signal, every: Duration, until_over: &Receiver<()>) -> u64 {
     let mut random = Random::new(u64::from(std::process::id()));
     let mut strikes = 0;
@@ -72,30 +71,29 @@ fn strike_often(server: &Server, signal: Signal, every: Duration, until_over: &R
     while until_over.recv_timeout(due.saturating_duration_since(Instant::now()))
         == Err(RecvTimeoutError::Timeout)
     {
-        match busy_worker(server, &mut random) {
-            Some(pid) => {
-                send(signal, pid);
-                strikes += 1;
-                due += every;
-            }
-            // All are starting, or there is nothing to do just now.
-            None => due = Instant::now() + LOOK,
+        if let Some(target) = some_worker(server, &mut random) {
+            send(signal, target.pid);
+            strikes += u64::from(target.has_requests);
         }
+        due = Instant::now() + every;
     }
     strikes
 }
 
-/// The process of a worker that has requests, by chance.
-fn busy_worker(server: &Server, random: &mut Random) -> Option<Pid> {
+/// Who is struck.
+struct Target {
+    pid: Pid,
+    has_requests: bool,
+}
+
+/// One of the workers that serve, by chance.
+fn some_worker(server: &Server, random: &mut Random) -> Option<Target> {
     let health = server.health();
     let workers = health["workers"].as_array()?;
-    let busy: Vec<i64> = workers
-        .iter()
-        .filter(|worker| worker["state"] == "ready" && worker["in_flight"].as_u64() > Some(0))
-        .filter_map(|worker| worker["pid"].as_i64())
-        .collect();
-    let chosen = busy.get(random.below(busy.len().max(1) as u64) as usize)?;
-    Some(Pid::from_raw(*chosen as i32))
+    let serving: Vec<_> = workers.iter().filter(|worker| worker["state"] == "ready").collect();
+    let chosen = serving.get(random.below(serving.len().max(1) as u64) as usize)?;
+    let pid = Pid::from_raw(chosen["pid"].as_i64()? as i32);
+    Some(Target { pid, has_requests: chosen["in_flight"].as_u64() > Some(0) })
 }
 
 /// Sends a signal. One that is to end the process is sent until it has: the runtime's handler of SIGSEGV takes the

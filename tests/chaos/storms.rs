@@ -12,9 +12,9 @@ use std::time::Duration;
 /// Requests of a storm without [`variable`]s: four storms and the undisturbed run take about a minute on two cores.
 const REQUESTS: u64 = 500;
 /// Between kills without variables.
-const KILL_MS: u64 = 250;
-/// Between crashes without variables. They make suspects, which run alone for a while; four crashes a second,
-/// each of which hits a worker with requests, would be taken for theirs now and then, and rightly so.
+const KILL_MS: u64 = 400;
+/// Between crashes without variables. They make suspects, which run alone for a while; several crashes a
+/// second would be taken for theirs now and then, and rightly so.
 const CRASH_MS: u64 = 1000;
 /// Between hangs without variables: a worker that stands still is out for as long as the gateway waits for it.
 const HANG_MS: u64 = 1500;
