@@ -170,6 +170,7 @@ impl Keeper {
                 None
             }
             Verdict::Hung(reason) => Some(Event::Lost(Loss::Hung(reason))),
+            Verdict::Silent(reason) => Some(Event::Lost(Loss::Silent(reason))),
         }
     }
 

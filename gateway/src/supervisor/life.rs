@@ -98,8 +98,11 @@ pub(crate) enum Loss {
     Fatal(String),
     /// It broke the protocol.
     Protocol(String),
-    /// It makes no progress, in the watchdog's words.
+    /// Its engine makes no progress, in the watchdog's words.
     Hung(String),
+    /// Not even its process answers, in the watchdog's words: it was stopped, frozen or swapped out, which no request
+    /// does by itself. A computation that never ends occupies the engine's thread alone.
+    Silent(String),
     /// It was told to end, by a signal or its service manager, and said so; its requests have nothing to do with it.
     Left,
     /// It serves another gateway, of this process id where that is known.

@@ -82,6 +82,8 @@ struct Life {
     permanent: bool,
     /// SIGKILL was ours.
     killed: bool,
+    /// Of these: because not even its process answered.
+    silent: bool,
     was_ready: bool,
     useful: bool,
 }
@@ -215,6 +217,23 @@ impl Machine {
         }
     }
 
+    /// Gives up a worker that will not end by itself.
+    fn hung(&mut self, reason: String, blame: Blame, now: Instant) -> Vec<Action> {
+        match self.tenure {
+            Tenure::Managed => {
+                self.life.silent = blame == Blame::Innocent;
+                self.give_up(reason, now)
+            }
+            Tenure::Attached => {
+                self.life.cause = Some(reason);
+                // While the connection is open the process id is still its own.
+                let mut actions = vec![Action::Kill];
+                actions.extend(self.connection_over(blame, now));
+                actions
+            }
+        }
+    }
+
     /// The life of an attached worker ends with its connection.
     fn connection_over(&mut self, blame: Blame, now: Instant) -> Vec<Action> {
         self.phase = if self.life.permanent {
@@ -266,14 +285,8 @@ impl Machine {
                 self.life.cause = Some("worker was told to end".to_owned());
                 self.connection_over(Blame::Innocent, now)
             }
-            (Tenure::Managed, Loss::Hung(reason)) => self.give_up(reason, now),
-            (Tenure::Attached, Loss::Hung(reason)) => {
-                self.life.cause = Some(reason);
-                // While the connection is open the process id is still its own.
-                let mut actions = vec![Action::Kill];
-                actions.extend(self.connection_over(Blame::Suspect, now));
-                actions
-            }
+            (_, Loss::Hung(reason)) => self.hung(reason, Blame::Suspect, now),
+            (_, Loss::Silent(reason)) => self.hung(reason, Blame::Innocent, now),
             (tenure, loss @ (Loss::Closed | Loss::Left | Loss::Fatal(_))) => {
                 if let Loss::Fatal(reason) = loss {
                     self.life.cause = Some(reason);
@@ -314,7 +327,7 @@ impl Machine {
     /// No process is left: decides when there will be one again.
     fn after_crash(&mut self, exit: Option<ExitKind>, now: Instant) -> Vec<Action> {
         let from_outside = !self.life.killed && exit.is_some_and(ExitKind::is_from_outside);
-        let blame = if from_outside { Blame::Innocent } else { Blame::Suspect };
+        let blame = if from_outside || self.life.silent { Blame::Innocent } else { Blame::Suspect };
         let permanent =
             self.life.permanent || (!self.life.killed && exit.is_some_and(ExitKind::is_permanent));
         // Work done, or a kill that says nothing about the worker, does not count for the circuit.

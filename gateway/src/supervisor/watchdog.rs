@@ -53,8 +53,10 @@ pub(crate) enum Verdict {
     Quiet,
     /// Send a ping with this nonce.
     Ping(u64),
-    /// The worker is hung, in these words.
+    /// The engine is hung while its process answers, in these words.
     Hung(String),
+    /// The whole process answers nothing, in these words.
+    Silent(String),
 }
 
 /// Watches one worker over one life of its process.
@@ -102,7 +104,7 @@ impl Watchdog {
         self.seen = vitals;
         let hang = self.timing.hang;
         if self.process_silence >= hang {
-            return Verdict::Hung(format!("no answer for {hang:?}"));
+            return Verdict::Silent(format!("no answer for {hang:?}"));
         }
         if self.engine_silence >= hang {
             return Verdict::Hung(format!("no progress for {hang:?} while {}", vitals.phase));
@@ -135,7 +137,7 @@ mod tests {
         let mut watchdog = Watchdog::new(timing, start);
         (0..100).find_map(|second| {
             match watchdog.check(start + Duration::from_secs(second), engine, vitals(second)) {
-                Verdict::Hung(words) => Some((second, words)),
+                Verdict::Hung(words) | Verdict::Silent(words) => Some((second, words)),
                 Verdict::Quiet | Verdict::Ping(_) => None,
             }
         })
@@ -202,7 +204,7 @@ mod tests {
                     (vitals.pongs, vitals.heartbeats) = (vitals.pongs + 1, vitals.heartbeats + 1)
                 }
                 Verdict::Quiet => {}
-                Verdict::Hung(words) => panic!("{words}"),
+                Verdict::Hung(words) | Verdict::Silent(words) => panic!("{words}"),
             }
             now += Watchdog::look_period(&timing);
         }

@@ -207,7 +207,7 @@ impl Worker {
     }
 
     /// What a step does to a worker that computes bad requests.
-    async fn suffer(&mut self) {
+    async fn suffer(&mut self, write: &mut OwnedWriteHalf) {
         let jobs: Vec<(TokenId, bool)> = self
             .running()
             .map(|job| (job.prompt[0], job.prompt.get(1) == Some(&(job.emitted.len() as TokenId))))
@@ -221,7 +221,7 @@ impl Worker {
             }
             if kind == POISON_HANG {
                 self.note("hangs");
-                std::future::pending::<()>().await;
+                stick(write).await;
             }
             if kind == MEMORY_EATER {
                 self.note("out of memory");
@@ -233,7 +233,7 @@ impl Worker {
     /// One step: one token for every job, one frame for all.
     async fn advance(&mut self, write: &mut OwnedWriteHalf) {
         self.step += 1;
-        self.suffer().await;
+        self.suffer(write).await;
         if self.first_life && self.step > 5 {
             match self.script {
                 Script::FirstGarbage => {
@@ -241,11 +241,7 @@ impl Worker {
                     std::future::pending::<()>().await;
                 }
                 Script::FirstHang => std::future::pending::<()>().await,
-                Script::FirstStuck => loop {
-                    let stuck = FromWorker::Heartbeat { phase: Phase::Computing, progress: 7 };
-                    send(write, &stuck).await;
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                },
+                Script::FirstStuck => stick(write).await,
                 _ => {}
             }
         }
@@ -290,6 +286,14 @@ async fn read_messages(read: OwnedReadHalf, messages: mpsc::UnboundedSender<ToWo
         if messages.send(message).is_err() {
             return;
         }
+    }
+}
+
+/// What a computation without end looks like: the process goes on answering, the engine does not.
+async fn stick(write: &mut OwnedWriteHalf) {
+    loop {
+        send(write, &FromWorker::Heartbeat { phase: Phase::Computing, progress: 7 }).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

@@ -190,7 +190,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Progress),
         6 => Just(Op::ModelReady),
         2 => Just(Op::Useful),
-        2 => (0u8..6).prop_map(Op::Lost),
+        2 => (0u8..7).prop_map(Op::Lost),
         3 => (0u8..6).prop_map(Op::Exit),
         1 => prop::bool::weighted(0.1).prop_map(|drain| if drain { Op::Drain } else { Op::Tick }),
         1 => Just(Op::Idle),
@@ -222,7 +222,8 @@ fn apply(world: &mut World, op: Op) {
                 Loss::Closed,
                 Loss::Fatal("out of memory".to_owned()),
                 Loss::Protocol("gap".to_owned()),
-                Loss::Hung("no answer".to_owned()),
+                Loss::Hung("no progress".to_owned()),
+                Loss::Silent("no answer".to_owned()),
                 Loss::Busy(Some(7)),
                 Loss::Left,
             ];
@@ -449,14 +450,31 @@ fn an_attached_worker_is_connected_again_within_a_second_however_often_it_goes()
 }
 
 #[test]
+fn requests_are_blamed_for_a_hung_engine_and_not_for_a_process_that_was_stopped() {
+    let check = |loss: Loss, blame: Blame| {
+        let mut world = World::of(Tenure::Managed, 3);
+        world.come_up();
+        assert_eq!(world.give(Event::Lost(loss)), [Action::Disconnect, Action::Kill]);
+        assert_eq!(world.exit(KILLED)[1..], [Action::Release(blame)]);
+        // The next life is judged by itself.
+        world.come_up();
+        assert_eq!(world.exit(ExitKind::Signal(11))[1..], [Action::Release(Blame::Suspect)]);
+    };
+    check(Loss::Hung("no progress for 10s".to_owned()), Blame::Suspect);
+    check(Loss::Silent("no answer for 10s".to_owned()), Blame::Innocent);
+}
+
+#[test]
 fn an_attached_worker_is_killed_only_for_a_hang() {
     let come_up = || {
         let mut world = World::of(Tenure::Attached, 3);
         world.come_up();
         world
     };
-    let actions = come_up().give(Event::Lost(Loss::Hung("no answer for 10s".to_owned())));
+    let actions = come_up().give(Event::Lost(Loss::Hung("no progress for 10s".to_owned())));
     assert_eq!(actions, [Action::Kill, Action::Disconnect, Action::Release(Blame::Suspect)]);
+    let actions = come_up().give(Event::Lost(Loss::Silent("no answer for 10s".to_owned())));
+    assert_eq!(actions, [Action::Kill, Action::Disconnect, Action::Release(Blame::Innocent)]);
     for loss in [Loss::Protocol("gap".to_owned()), Loss::Busy(None), Loss::Closed] {
         let actions = come_up().give(Event::Lost(loss));
         assert_eq!(actions, [Action::Disconnect, Action::Release(Blame::Suspect)]);
