@@ -8,7 +8,7 @@ use super::reload::Reload;
 use crate::api::AdminOrder;
 use crate::fleet::{Fleet, RestartError};
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -29,6 +29,11 @@ impl Signals {
         })
     }
 
+    /// Resolves at the next signal to end. A reload no longer has a point.
+    pub(super) async fn end(&mut self) {
+        while !matches!(self.next().await, Told::End) {}
+    }
+
     async fn next(&mut self) -> Told {
         tokio::select! {
             _ = self.terminate.recv() => Told::End,
@@ -44,6 +49,14 @@ enum Told {
     Reload,
 }
 
+/// What is left of an order to end once the workers have ended.
+pub(super) struct Ending {
+    /// A further one ends at once.
+    pub(super) signals: Signals,
+    /// Answers that clients have not read to the end may go on until then.
+    pub(super) until: Instant,
+}
+
 /// The one who listens to the operator.
 pub(super) struct Operator {
     pub(super) signals: Signals,
@@ -55,7 +68,7 @@ pub(super) struct Operator {
 impl Operator {
     /// Resolves once the process may end: it was told to, and what ran has finished. Connections stay open meanwhile,
     /// so that `/ready` says 503 and running answers go on.
-    pub(super) async fn until_ended(mut self) {
+    pub(super) async fn until_ended(mut self) -> Ending {
         // Restarts under way end with this.
         let mut restarts = JoinSet::new();
         loop {
@@ -87,17 +100,20 @@ impl Operator {
                 Some(_) = restarts.join_next() => {}
             }
         }
-        self.drain(self.reload.grace()).await;
+        let until = self.drain(self.reload.grace()).await;
+        Ending { signals: self.signals, until }
     }
 
-    async fn drain(&mut self, grace: Duration) {
+    /// Returns when the grace ends, or the present if it is not to be waited for.
+    async fn drain(&mut self, grace: Duration) -> Instant {
+        let until = Instant::now() + grace;
         tracing::info!(grace_s = grace.as_secs_f64(), "shutting down");
         let fleet = self.fleet.clone();
         {
             let mut shutdown = std::pin::pin!(fleet.shutdown(grace));
             loop {
                 tokio::select! {
-                    () = &mut shutdown => return,
+                    () = &mut shutdown => return until,
                     told = self.signals.next() => match told {
                         Told::End => break,
                         Told::Reload => self.reload.run(),
@@ -114,6 +130,7 @@ impl Operator {
         }
         tracing::warn!("second signal, ending at once");
         fleet.shutdown(Duration::ZERO).await;
+        Instant::now()
     }
 
     fn in_flight(&self) -> usize {

@@ -30,7 +30,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -382,7 +382,7 @@ async fn serve(
     let reload = Reload { args: args.clone(), config, keys, admin, fleet: fleet.clone() };
     let operator = Operator { signals, orders, fleet: fleet.clone(), reload };
     let upkeep = tokio::spawn(keep_metrics(metrics));
-    let mut failure = None;
+    let (mut failure, mut ending) = (None, None);
     let end = async {
         tokio::select! {
             biased;
@@ -390,10 +390,17 @@ async fn serve(
                 fleet.shutdown(Duration::ZERO).await;
                 failure = Some(exit);
             }
-            () = operator.until_ended() => {}
+            told = operator.until_ended() => ending = Some(told),
         }
     };
-    server::serve(listener, router, limits, end).await;
+    let open = server::serve(listener, router, limits, end).await;
+    match ending {
+        Some(mut ending) => tokio::select! {
+            () = open.finish(ending.until) => {}
+            () = ending.signals.end() => tracing::warn!("second signal, ending at once"),
+        },
+        None => open.finish(Instant::now()).await,
+    }
     upkeep.abort();
     failure.map_or(Ok(()), |exit| Err(ServeError::Workers { exit }))
 }

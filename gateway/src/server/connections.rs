@@ -12,7 +12,7 @@ use hyper_util::service::TowerToHyperService;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
@@ -20,7 +20,7 @@ use tower::Layer;
 
 /// Wait after a failed accept (usually no file descriptors left), so that the loop does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-/// Longest wait for connections to end once `shutdown` has resolved; answers have been made by then.
+/// Shortest time connections get to end in; answers have been made by then, but a client may still be reading.
 const FLUSH_GRACE: Duration = Duration::from_secs(2);
 /// Longest a refused connection is held to tell it so.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -57,13 +57,27 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until `shutdown` resolves, then lets connections finish what they are sending.
+/// Connections that were open when the loop ended.
+#[must_use = "dropping it cuts answers off"]
+pub struct OpenConnections(GracefulShutdown);
+
+impl OpenConnections {
+    /// Lets them finish what they are sending, until the given time or for [`FLUSH_GRACE`], whichever is later.
+    pub async fn finish(self, until: Instant) {
+        let until = until.max(Instant::now() + FLUSH_GRACE);
+        if tokio::time::timeout_at(until.into(), self.0.shutdown()).await.is_err() {
+            tracing::warn!("connections still open at shutdown");
+        }
+    }
+}
+
+/// Serves until `shutdown` resolves; then nothing new is accepted.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     limits: Limits,
     shutdown: impl Future<Output = ()>,
-) {
+) -> OpenConnections {
     let permits = Arc::new(Semaphore::new(limits.connections));
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let graceful = GracefulShutdown::new();
@@ -105,10 +119,7 @@ pub async fn serve(
             drop(permit);
         });
     }
-    drop(listener);
-    if tokio::time::timeout(FLUSH_GRACE, graceful.shutdown()).await.is_err() {
-        tracing::warn!("connections still open at shutdown");
-    }
+    OpenConnections(graceful)
 }
 
 /// Too many connections: one clear answer, then closed.

@@ -11,5 +11,5 @@ mod router;
 mod write_timeout;
 
 pub use auth::{ApiKeys, KeyFileError, KeyRing};
-pub use connections::{Limits, listen, serve};
+pub use connections::{Limits, OpenConnections, listen, serve};
 pub use router::{RouterOptions, router};

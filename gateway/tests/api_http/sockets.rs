@@ -4,7 +4,7 @@ use crate::scripted::{Script, Server};
 use gateway::server::{Limits, serve};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, oneshot};
@@ -12,6 +12,10 @@ use tokio::task::JoinHandle;
 
 /// Longest any step may take.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// What clients have to read their answers to the end in, after the shutdown.
+const GRACE: Duration = Duration::from_secs(600);
+/// Longer than what they have at least.
+const SHORT_GRACE: Duration = Duration::from_millis(2500);
 
 struct Listening {
     address: SocketAddr,
@@ -27,7 +31,10 @@ async fn listen(script: Script, limits: Limits) -> Listening {
     let shutdown = async {
         stopped.await.ok();
     };
-    let task = tokio::spawn(serve(listener, router, limits, shutdown));
+    let task = tokio::spawn(async move {
+        let open = serve(listener, router, limits, shutdown).await;
+        open.finish(Instant::now() + GRACE).await;
+    });
     Listening { address, stop, task }
 }
 
@@ -69,9 +76,9 @@ async fn slow_headers_lose_their_connection() {
 }
 
 #[tokio::test]
-async fn shutdown_lets_a_running_answer_finish() {
+async fn shutdown_lets_a_running_answer_finish_within_the_grace() {
     let told = Arc::new(Notify::new());
-    let server = listen(Script::SaysWhenTold("done", Arc::clone(&told)), GENEROUS).await;
+    let mut server = listen(Script::SaysWhenTold("done", Arc::clone(&told)), GENEROUS).await;
     let mut client = TcpStream::connect(server.address).await.unwrap();
     let body = r#"{"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": true}"#;
     let head =
@@ -80,6 +87,8 @@ async fn shutdown_lets_a_running_answer_finish() {
     let mut opening = [0; 200];
     tokio::time::timeout(DEADLINE, client.read_exact(&mut opening)).await.unwrap().unwrap();
     server.stop.send(()).unwrap();
+    let ended = tokio::time::timeout(SHORT_GRACE, &mut server.task).await;
+    assert!(ended.is_err(), "the answer is cut off");
     told.notify_one();
     let answer = read_to_end(&mut client).await;
     assert!(answer.contains("[DONE]"), "{answer}");
