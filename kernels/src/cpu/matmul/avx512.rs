@@ -180,4 +180,11 @@ impl Lanes for Avx512 {
         // SAFETY: a prefetch never faults, wherever it points.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead) }
     }
+
+    #[inline(always)]
+    fn prefetch_once<T>(self, line: &T, bytes: usize) {
+        let ahead = std::ptr::from_ref(line).cast::<i8>().wrapping_add(bytes);
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_NTA>(ahead) }
+    }
 }

@@ -74,4 +74,10 @@ pub(crate) trait Lanes: Copy {
 
     /// Asks for the cache line `bytes` behind `line`; it need not be mapped.
     fn prefetch<T>(self, line: &T, bytes: usize);
+
+    /// As [`prefetch`](Self::prefetch), for a line that is read once: it need not stay in any cache.
+    #[inline(always)]
+    fn prefetch_once<T>(self, line: &T, bytes: usize) {
+        self.prefetch(line, bytes);
+    }
 }

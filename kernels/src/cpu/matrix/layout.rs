@@ -37,6 +37,14 @@ pub(crate) trait Codes: Pod {
             lanes.prefetch(&vector[0], PREFETCH_BYTES);
         }
     }
+
+    /// As [`prefetch`](Self::prefetch), where no other token row will read them.
+    #[inline(always)]
+    fn prefetch_once<L: Lanes>(&self, lanes: L) {
+        for vector in bytemuck::bytes_of(self).chunks_exact(size_of::<Vector>()) {
+            lanes.prefetch_once(&vector[0], PREFETCH_BYTES);
+        }
+    }
 }
 
 /// Four bits: vector v holds quad 2v in its low nibbles and quad 2v + 1 in its high ones.
