@@ -89,7 +89,7 @@ fn a_stream_survives_an_engine_that_stands_still() {
 
 #[test]
 fn tokens_do_not_depend_on_blocks_being_there() {
-    let options = ServerOptions::default().env("ROCMFORGE_FAULT", "alloc=blocks@p=0.2");
+    let options = ServerOptions::default().env("ROCMFORGE_FAULT", "alloc=blocks@p=0.8");
     let server = Server::ready(&options);
     assert_eq!(&answer(&server), undisturbed());
     poll("preemptions to be told", || (server.metric("rocmforge_engine_preemptions")? >= 1.0).then_some(()));

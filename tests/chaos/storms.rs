@@ -15,13 +15,13 @@ const REQUESTS: u64 = 500;
 const KILL_MS: u64 = 400;
 /// Between crashes without variables. They make suspects, which run alone for a while; several crashes a
 /// second would be taken for theirs now and then, and rightly so.
-const CRASH_MS: u64 = 1000;
+const CRASH_MS: u64 = 1500;
 /// Between hangs without variables: a worker that stands still is out for as long as the gateway waits for it.
 const HANG_MS: u64 = 1500;
 /// A step takes so much longer, so that no machine is done before it has been struck often enough: sequences of 45
 /// tokens, 500 of them over 64 clients, are 7 s at least.
 const SLOW_MS: u64 = 20;
-/// Strikes a storm must have had to prove something. Out of memory they come by chance, a dozen as a rule.
+/// Strikes a storm must have had to prove something; twice as many are usual.
 const STRIKES_MIN: u64 = 3;
 /// Requests moved to another process per strike, at least: a quarter of the clients are at each worker.
 const MIGRATIONS_PER_STRIKE: u64 = 2;
@@ -122,8 +122,11 @@ fn hanging_workers_cost_nobody_a_token() {
 
 #[test]
 fn workers_out_of_memory_cost_nobody_a_token() {
-    // Four workers that make a step in SLOW_MS each would strike together this often, and do somewhat more rarely,
-    // since a step also computes.
-    let per_step = SLOW_MS as f64 / every(CRASH_MS * 2 / 3).as_millis() as f64 / 4.0;
-    storm("out of memory", &options(&format!("{}; alloc@p={per_step:.4}", slow())), Harm::None);
+    // Four workers that make a step in SLOW_MS each strike together about as often as the other storms do, by chance;
+    // some strikes are certain, each in the first process that gets so far.
+    let per_step = SLOW_MS as f64 / every(CRASH_MS).as_millis() as f64 / 4.0;
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let once = |step: u64| format!("; alloc@step={step}@once={}/{step}", directory.path().display());
+    let certain: String = (1..=STRIKES_MIN).map(|number| once(50 * number)).collect();
+    storm("out of memory", &options(&format!("{}; alloc@p={per_step:.4}{certain}", slow())), Harm::None);
 }
