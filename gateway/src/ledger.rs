@@ -10,10 +10,12 @@
 
 mod error;
 mod id_hash;
+mod load;
 mod queue;
 mod suspicion;
 
 pub use error::RequestError;
+pub(crate) use load::Load;
 pub(crate) use queue::Turn;
 pub(crate) use suspicion::{Death, Standing};
 
@@ -74,18 +76,6 @@ pub(crate) enum TokenVerdict<'a, C> {
     Stale,
     /// The worker broke the protocol.
     Broken(String),
-}
-
-/// What a worker holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Load {
-    pub(crate) requests: usize,
-    /// Prompts not yet answered and output not yet made.
-    pub(crate) tokens: u64,
-    /// Of the requests, suspects of one crash.
-    pub(crate) suspects: usize,
-    /// An isolated request that nothing else may join.
-    pub(crate) alone: Option<RequestId>,
 }
 
 /// What became of a dead worker's requests.
@@ -167,36 +157,6 @@ impl<C> Entry<C> {
 
     fn turn(&self, id: RequestId) -> Turn {
         Turn { priority: self.work.limits.priority, id }
-    }
-}
-
-impl Load {
-    fn take(&mut self, id: RequestId, standing: Standing, tokens: u64) {
-        self.requests += 1;
-        self.tokens += tokens;
-        match standing {
-            Standing::Clear => {}
-            Standing::Suspect => self.suspects += 1,
-            Standing::Isolated => {
-                debug_assert_eq!((self.requests, self.alone), (1, None), "request {id} is not alone");
-                self.alone = Some(id);
-            }
-        }
-    }
-
-    fn give(&mut self, standing: Standing, tokens: u64) {
-        self.requests -= 1;
-        self.tokens -= tokens;
-        self.absolve(standing);
-    }
-
-    /// One of its requests is no longer what it was placed as.
-    fn absolve(&mut self, standing: Standing) {
-        match standing {
-            Standing::Clear => {}
-            Standing::Suspect => self.suspects -= 1,
-            Standing::Isolated => self.alone = None,
-        }
     }
 }
 
