@@ -6,14 +6,15 @@
 
 use super::{
     Accumulate, AttentionStep, Backend, BackendError, CacheShape, KvStep, Product, Rope, RopePairing,
+    attention_spans,
 };
 use crate::batch::Batch;
 use crate::model::weights::Tensor;
 use kernels::KernelError;
 use kernels::blocks::dequantize;
 use kernels::cpu::{
-    self, ActivationFormat, Activations, AlignedBuffer, AttentionBatch, AttentionParams, AttentionSpan, Cpu,
-    KvCache, KvLayout, KvRows, KvSlot, Matrix, QuantizedRows, RopeShape, RopeTable,
+    self, ActivationFormat, Activations, AlignedBuffer, AttentionBatch, AttentionParams, Cpu, KvCache,
+    KvLayout, KvRows, KvSlot, Matrix, QuantizedRows, RopeShape, RopeTable,
 };
 
 /// Computes on the threads of one [`Cpu`].
@@ -230,16 +231,7 @@ impl Backend for CpuBackend {
         out: &mut CpuRows,
     ) -> Result<(), BackendError> {
         let AttentionStep { layer, batch, attention, q } = step;
-        let spans: Vec<AttentionSpan<'_>> = batch
-            .spans
-            .iter()
-            .map(|span| AttentionSpan {
-                first_row: span.rows.start,
-                rows: span.rows.len(),
-                first_position: span.first_position as usize,
-                block_table: &batch.block_tables[span.blocks.clone()],
-            })
-            .collect();
+        let spans = attention_spans(batch);
         let params =
             AttentionParams { heads: attention.heads, scale: attention.scale, window: None, softcap: None };
         let batch = AttentionBatch { q: q.values(), spans: &spans, params };

@@ -7,11 +7,12 @@
 
 use super::{
     Accumulate, AttentionStep, Backend, BackendError, CacheShape, KvStep, KvType, Product, Rope, RopePairing,
+    attention_spans,
 };
 use crate::batch::Batch;
 use crate::model::weights::Tensor;
 use kernels::KernelError;
-use kernels::cpu::{self, ActivationFormat, AttentionSpan, Gate, KvSlot};
+use kernels::cpu::{self, ActivationFormat, Gate, KvSlot};
 use kernels::hip::{
     self, AttentionPlan, AttentionShape, DeviceBuffer, Gpu, HipError, KvCache, KvElement, KvLayout, Norm,
     Rotation, RotationArrays,
@@ -80,16 +81,7 @@ impl HipBackend {
     }
 
     fn make_plan(&self, shape: AttentionShape, batch: &Batch) -> Result<AttentionPlan, HipError> {
-        let spans: Vec<AttentionSpan<'_>> = batch
-            .spans
-            .iter()
-            .map(|span| AttentionSpan {
-                first_row: span.rows.start,
-                rows: span.rows.len(),
-                first_position: span.first_position as usize,
-                block_table: &batch.block_tables[span.blocks.clone()],
-            })
-            .collect();
+        let spans = attention_spans(batch);
         AttentionPlan::new(&self.gpu, shape, &spans)
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The model's forward pass is written once over [`Backend`]; `cpu` serves, `reference` is the plain-arithmetic
 //! oracle that tests (and `--device reference`) compare with, `hip` (with the cargo feature) is an AMD GPU. An
-//! operation and its kernel carry the same name. What holds always (promise P3): every output row depends on its own input row, its own
-//! sequence's cache and the weights alone, bit for bit, whatever else is in the batch.
+//! operation and its kernel carry the same name. What holds always (promise P3): every output row depends on its own
+//! input row, its own sequence's cache and the weights alone, bit for bit, whatever else is in the batch.
 //!
 //! Shapes: `Rows` is f32 `[rows, width]`, row-major, where `rows` is what the producing operation was given.
 
@@ -17,10 +17,10 @@ pub use cpu::CpuBackend;
 pub use hip::HipBackend;
 pub use reference::ReferenceBackend;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Span};
 use crate::model::weights::Tensor;
 use kernels::KernelError;
-use kernels::cpu::KvLayout;
+use kernels::cpu::{AttentionSpan, KvLayout};
 
 /// What can go wrong on a device.
 #[derive(Debug, thiserror::Error)]
@@ -250,4 +250,15 @@ pub struct AttentionStep<'a, B: Backend + ?Sized> {
     pub attention: &'a Attention,
     /// Rotated queries.
     pub q: &'a B::Rows,
+}
+
+/// The spans of a batch as the kernels of every device take them.
+fn attention_spans(batch: &Batch) -> Vec<AttentionSpan<'_>> {
+    let span = |span: &Span| AttentionSpan {
+        first_row: span.rows.start,
+        rows: span.rows.len(),
+        first_position: span.first_position as usize,
+        block_table: &batch.block_tables[span.blocks.clone()],
+    };
+    batch.spans.iter().map(span).collect()
 }

@@ -18,7 +18,7 @@ use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2::Avx2, avx512::Avx512};
 use crate::cpu::matrix::formats::Format;
-use crate::cpu::matrix::layout::{Codes, ScaleHead, ScaleMinHead, SubMinHead, SubScaleHead};
+use crate::cpu::matrix::layout::{Codes, Halves, ScaleHead, ScaleMinHead, SubMinHead, SubScaleHead};
 use crate::cpu::{Cpu, Isa};
 
 /// Token rows in the widest tile: the rows of an AMX tile.
@@ -334,10 +334,7 @@ pub(crate) fn add_sub_min<L: Lanes, const T: usize>(
     sum: &[L::I32; T],
     acc: &mut [L::F32; T],
 ) {
-    let scale = lanes.halves(&head.scale);
-    for t in 0..T {
-        acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(sum[t]), acc[t]);
-    }
+    add_superblock(lanes, &head.scale, x, sum, acc);
     let mut mins = [lanes.splat_i32(0); T];
     for (p, sub_mins) in head.sub_mins.iter().enumerate() {
         for t in 0..T {
@@ -359,7 +356,19 @@ pub(crate) fn add_sub_scale<L: Lanes, const T: usize>(
     sum: &[L::I32; T],
     acc: &mut [L::F32; T],
 ) {
-    let scale = lanes.halves(&head.scale);
+    add_superblock(lanes, &head.scale, x, sum, acc);
+}
+
+/// What both kinds of superblocks begin with: the exact sums under the superblock's scale.
+#[inline(always)]
+fn add_superblock<L: Lanes, const T: usize>(
+    lanes: L,
+    scale: &Halves,
+    x: &[Block256; T],
+    sum: &[L::I32; T],
+    acc: &mut [L::F32; T],
+) {
+    let scale = lanes.halves(scale);
     for t in 0..T {
         acc[t] = lanes.fma(lanes.mul(scale, lanes.splat(x[t].scale)), lanes.to_f32(sum[t]), acc[t]);
     }
